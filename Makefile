@@ -1,0 +1,47 @@
+# Each target alone, on a fresh machine with Python >= 3.10 and a C++ compiler, makes the environment that it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTENSION := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
+
+.PHONY: demo test lint format build dist clean
+
+demo: $(VENV)/.built  ## the notebook's runs and the question's loops against the plain ones; writes report.html
+	$(BIN)/python -m matconv_fast demo --report report.html
+
+test: $(VENV)/.built  ## the whole suite, doctests and README included
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.built $(VENV)/.linters
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typecheck
+	$(BIN)/python setup.py -q build_py --build-lib build/typecheck
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.linters
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+build: $(VENV)/.built
+
+dist: $(VENV)/.built $(VENV)/.linters  ## sdist and wheel, against the environment's torch
+	$(BIN)/python -m build --no-isolation
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info kernels/cpu/*.so report.html
+
+# torch comes first: the extension builds against the installed one, so there is no build isolation.
+$(VENV)/.installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt setuptools torch
+	$(BIN)/pip install --quiet -c constraints.txt numpy triton plotly tqdm pytest hypothesis selenium
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed setup.py $(EXTENSION)
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps -e .
+	touch $@
+
+$(VENV)/.linters: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt ruff pyright build
+	touch $@

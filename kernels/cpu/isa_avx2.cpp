@@ -1,0 +1,23 @@
+// AVX2 and FMA: 16 registers of 32 bytes.
+#if defined(__x86_64__)
+// The target is set here and not on the command line, so that one compiler call with one set of flags builds every file.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+#define MCF_ISA avx2
+#define MCF_VECTOR_BYTES 32
+#include "heavy_ball_impl.h"
+
+namespace mcf {
+const Kernels& avx2_kernels() {
+  static constexpr Kernels table = avx2::kernels("avx2");
+  return table;
+}
+}  // namespace mcf
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif  // __x86_64__

@@ -1,0 +1,11 @@
+// Baseline instructions only: SSE2 on x86-64, NEON on 64-bit Arm.
+#define MCF_ISA generic
+#define MCF_VECTOR_BYTES 16
+#include "heavy_ball_impl.h"
+
+namespace mcf {
+const Kernels& generic_kernels() {
+  static constexpr Kernels table = generic::kernels("generic");
+  return table;
+}
+}  // namespace mcf

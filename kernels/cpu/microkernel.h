@@ -1,0 +1,51 @@
+// The product that every kernel family is built from: a few rows of A times one packed panel of B, held in registers.
+#pragma once
+
+#include "simd.h"
+
+namespace mcf {
+namespace MCF_ISA {
+
+// Rows of the largest register block: 6 x 2 accumulators of AVX2's 16 registers, 12 x 2 of AVX-512's 32.
+constexpr int kMaxRows = MCF_VECTOR_BYTES == 64 ? 12 : 6;
+
+constexpr long round_up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Vectors in one panel: two, or one where a single vector holds every column.
+template <typename T>
+constexpr int panel_vectors(long columns) {
+  return columns <= Simd<T>::lanes ? 1 : 2;
+}
+
+template <typename T>
+constexpr long padded(long columns) {
+  return round_up(columns, panel_vectors<T>(columns) * Simd<T>::lanes);
+}
+
+// B [k, columns], element (q, j) at B[q * row_stride + j * column_stride], into panels [k, panel width] padded with zeros.
+template <typename T>
+MCF_INLINE void pack(const T* B, long k, long columns, long row_stride, long column_stride, T scale, T* out) {
+  const long width = panel_vectors<T>(columns) * Simd<T>::lanes;
+  for (long j0 = 0; j0 < columns; j0 += width)
+    for (long q = 0; q < k; ++q)
+      for (long j = 0; j < width; ++j)
+        *out++ = j0 + j < columns ? scale * B[q * row_stride + (j0 + j) * column_stride] : T(0);
+}
+
+// acc[i] += A[i, :] @ panel for R rows of A with leading dimension lda.
+template <typename T, int R, int NV>
+MCF_INLINE void multiply_panel(const T* A, long lda, const T* panel, long k, Vec<T> (&acc)[R][NV]) {
+  constexpr int lanes = Simd<T>::lanes;
+  for (long q = 0; q < k; ++q) {
+    Vec<T> b[NV];
+    for (int h = 0; h < NV; ++h) b[h] = at(panel + (q * NV + h) * lanes);
+#pragma GCC unroll 12
+    for (int i = 0; i < R; ++i) {
+      const Vec<T> a = Vec<T>{} + A[i * lda + q];
+      for (int h = 0; h < NV; ++h) acc[i][h] += a * b[h];
+    }
+  }
+}
+
+}  // namespace MCF_ISA
+}  // namespace mcf

@@ -1,0 +1,1 @@
+"""Triton kernels. None in this version: GPUs run the PyTorch reference, and ``matconv_fast.info()`` says so."""

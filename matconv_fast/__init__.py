@@ -1,0 +1,27 @@
+"""matconv_fast: drive a matrix to equality, fast. Find X with ``X @ M = Y``, and stop when it is near enough."""
+
+from ._ops.backend import info
+from .distance import distance, is_close
+from .losses import ResidualLoss, residual_loss
+from .solve import Adam, ConvergenceError, HeavyBall, Solution, Status, inv, iterate, solve
+from .step import heavy_ball_step, heavy_ball_step_
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adam",
+    "ConvergenceError",
+    "HeavyBall",
+    "ResidualLoss",
+    "Solution",
+    "Status",
+    "distance",
+    "heavy_ball_step",
+    "heavy_ball_step_",
+    "info",
+    "inv",
+    "is_close",
+    "iterate",
+    "residual_loss",
+    "solve",
+]

@@ -1,0 +1,25 @@
+"""``matconv_fast::finish_chunk``: the judgement after every chunk of iterations, in one call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _reference
+from . import backend
+
+_library = torch.library.Library("matconv_fast", "FRAGMENT")
+_library.define(
+    "finish_chunk(Tensor sums, Tensor taken, Tensor threshold, Tensor Y_squares, Tensor(a!) bail, Tensor(b!) last, "
+    "Tensor(c!) best, Tensor(d!) updates, Tensor(e!) status, Tensor(f!) again, Tensor(g!) counts) -> ()"
+)
+_library.impl("finish_chunk", _reference.finish_chunk, "CompositeExplicitAutograd")
+torch.library.register_fake("matconv_fast::finish_chunk", lambda *args: None, lib=_library)
+
+
+def finish_chunk(*tensors: Tensor) -> None:
+    """See ``_reference.finish_chunk``, whose arguments it takes."""
+    if backend.forced() == "reference":
+        _reference.finish_chunk(*tensors)
+    else:
+        torch.ops.matconv_fast.finish_chunk(*tensors)

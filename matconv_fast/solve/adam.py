@@ -1,0 +1,63 @@
+"""Adam, for losses whose gradient does not shrink with the residual."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import _checks, _reference
+from .problem import Problem
+from .solver import Chunk, Prepared, Solver
+
+
+@dataclass(frozen=True)
+class Adam(Solver):
+    """Adam with bias correction (Kingma and Ba, 2015), as ``torch.optim.Adam``.
+
+    Args:
+        lr: step size, above 0: a number, a 0-d tensor or one value per problem.
+        betas: decay of the first and of the second moment, each at least 0 and below 1.
+        eps: added to the root of the second moment, at least 0.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter is out of range.
+
+    Example:
+        >>> import torch, matconv_fast as mcf
+        >>> B = torch.ones(2, 2)
+        >>> sol = mcf.solve(None, B, torch.zeros(2, 2), solver=mcf.Adam(lr=0.1), atol=1e-3, rtol=0.0, max_iters=500)
+        >>> bool(sol.converged)
+        True
+    """
+
+    lr: float | Tensor = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _checks.hyperparameter("lr", self.lr, above=0)
+        if len(self.betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {self.betas!r}")
+        for index, beta in enumerate(self.betas):
+            _checks.number(f"betas[{index}]", beta, minimum=0, below=1)
+        _checks.number("eps", self.eps, minimum=0)
+
+    def prepare(self, problem: Problem) -> Prepared:
+        """See `Solver`."""
+        lr = problem.per_problem("lr", self.lr)
+
+        def advance(X: Tensor, buffers: tuple[Tensor, ...], chunk: Chunk) -> None:
+            first, second, count = buffers
+            _reference.adam_advance(
+                X, first, second, count, problem.M, problem.Y, lr, self.betas, self.eps, chunk.limit, chunk.sums,
+                chunk.taken, problem.loss,
+            )  # fmt: skip
+
+        return Prepared(advance)
+
+    def buffers(self, problem: Problem, X: Tensor) -> tuple[Tensor, ...]:
+        """``(first moment, second moment, updates made)``, zeros."""
+        count = torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
+        return torch.zeros_like(X), torch.zeros_like(X), count

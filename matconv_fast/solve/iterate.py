@@ -1,0 +1,143 @@
+"""`iterate`: the user's own update, until A equals B."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import _checks, _reference
+from .options import Options
+from .problem import Problem
+from .progress import progress_bar
+from .solution import Solution
+from .status import Status
+
+# Between two waits for a GPU; on a CPU a look costs nothing, and no update past the stop is made.
+GPU_CHECK_EVERY = 32
+
+
+@torch.no_grad()
+def iterate(
+    update: Callable[[Tensor], Tensor | None],
+    A: Tensor,
+    B: Tensor,
+    *,
+    atol: float = 0.0,
+    rtol: float = 0.0,
+    max_iters: int = 100,
+    check_every: int | None = None,
+    ord: str | int = "fro",  # noqa: A002 - torch.linalg's own name
+    record_every: int = 1,
+    progress: bool = False,
+    throw: bool = False,
+) -> Solution:
+    """Apply `update` to a copy of A until it equals B: until ``||A - B|| <= max(atol, rtol ||B||)``.
+
+    The distance is taken on the device after every update and the host looks at it every `check_every`. The result is
+    the first iterate that meets the tolerance; up to ``check_every - 1`` further updates may have been computed and
+    dropped, which matters only for one that draws random numbers or has side effects.
+
+    Args:
+        update: takes the iterate and returns the next one, or changes it in place and returns None. Gradients are not
+            recorded around it; one that needs them enables them itself (``torch.enable_grad``).
+        A: ``[*, m, n]``, floating-point, where to start; left as it is.
+        B: the target, of the same dtype and device; leading dimensions broadcast.
+        atol: absolute tolerance; with both tolerances 0 it asks for equality, as ``torch.equal`` does.
+        rtol: tolerance relative to ``||B||``.
+        max_iters: most updates made.
+        check_every: updates between two looks by the host; None is 1 on a CPU and 32 elsewhere.
+        ord: norm of the distance, ``"fro"``, ``"max"`` or ``1``; see `distance`.
+        record_every: updates between two entries of the history; 0 records none.
+        progress: show a progress bar (needs tqdm).
+        throw: raise unless every problem converges.
+
+    Returns:
+        A `Solution`, whose ``loss``, ``residual_norm`` and ``history`` are distances, and whose ``state`` is None.
+
+    Raises:
+        TypeError: an argument is no dense real floating-point tensor, or the update returns none.
+        ValueError: shapes do not fit, devices differ, or an option is out of range.
+        ConvergenceError: with ``throw=True``, a problem did not converge.
+
+    Example:
+        >>> import torch, matconv_fast as mcf
+        >>> sol = mcf.iterate(lambda A: A / 2, torch.ones(2, 2), torch.zeros(2, 2), atol=1e-3)
+        >>> sol.iterations, sol.X[0, 0]
+        (tensor(11), tensor(0.0005))
+    """
+    options = Options(atol, rtol, max_iters, check_every, record_every, None, progress, throw)
+    if not callable(update):
+        raise TypeError(f"update must be callable, got {_checks.describe(update)}")
+    _checks.choice("ord", ord, _checks.ORDS)
+    _checks.pair(A, B)
+    problem = Problem.of(None, B.detach(), A.detach(), "fro", left=False)
+    shape = (*problem.batch, problem.m, problem.n)
+
+    dtype, target = problem.dtype, B.to(problem.dtype)
+    work = A.expand(shape).clone()  # what the update works on; it may go on past the stop
+    X, gap = work.clone(), _reference.distance(work.to(dtype), target, ord)
+    tolerance = torch.full_like(gap, atol)
+    if rtol:
+        tolerance = (rtol * _reference.distance(target, torch.zeros_like(target), ord)).clamp(min=atol).expand_as(gap)
+    every = check_every or (1 if A.device.type == "cpu" else GPU_CHECK_EVERY)
+    masked = every > 1 or problem.size != 1  # else nothing is computed past the stop that must be held back
+
+    running = (gap > tolerance) & gap.isfinite()  # NaN is not
+    iterations = torch.zeros_like(gap, dtype=torch.int64)
+    history = [gap]
+    done, going = 0, bool(running.any())
+    with progress_bar(progress, max_iters) as bar:
+        while going and done < max_iters:
+            work = _updated(update, work, shape)
+            now = _reference.distance(work if work.dtype == dtype else work.to(dtype), target, ord)
+            if masked:
+                X, gap = torch.where(running[..., None, None], work, X), torch.where(running, now, gap)
+                iterations += running
+                running = running & (now > tolerance)
+            else:
+                X, gap, running = work, now, now > tolerance
+            done += 1
+            if record_every and done % record_every == 0:
+                history.append(gap)
+            if done % every == 0:
+                going = bool(running.any())
+                if progress:
+                    bar.update(done, gap)
+    if not masked:
+        iterations.fill_(done)
+
+    status = torch.where(gap <= tolerance, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
+    status = torch.where(gap.isfinite(), status, int(Status.NONFINITE))
+    entries = iterations // max(record_every, 1) + 1
+    recorded = torch.stack(history, -1)[..., : int(entries.max()) if record_every and problem.size else 0]
+    past = torch.arange(recorded.shape[-1], device=A.device) >= entries[..., None]
+    solution = Solution(
+        X=X,
+        loss=gap,
+        residual_norm=gap.double(),
+        iterations=iterations,
+        status=status,
+        history=recorded.masked_fill(past, torch.nan),
+        state=None,
+        problem=problem,
+        options=options,
+    )
+    if throw:
+        solution.raise_for_status()
+    return solution
+
+
+def _updated(update: Callable[[Tensor], Tensor | None], work: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The next iterate, from an update of either kind."""
+    result = update(work)
+    if result is None:
+        return work
+    if not isinstance(result, Tensor):
+        came = _checks.describe(result)
+        raise TypeError(f"update must return a tensor or None (after a change in place), got {came}")
+    if result.shape != shape or result.dtype != work.dtype or result.device != work.device:
+        wanted, came = _checks.describe(work), _checks.describe(result)
+        raise ValueError(f"update must return what it was given, a {wanted}, got a {came}")
+    return result.detach()

@@ -1,0 +1,171 @@
+"""The one loop that runs every solver, chunk by chunk, and stops each problem at exactly the right iterate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .. import _reference
+from .._ops import finish_chunk
+from . import convergence
+from .options import Options
+from .problem import Problem
+from .progress import progress_bar
+from .solver import Chunk, Solver
+from .status import Status
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Everything that a later solve needs to go on as if it had never stopped.
+
+    Attributes:
+        X: ``[B, m, n]``, in the orientation that was iterated in.
+        buffers: the solver's own, such as ``(V,)``.
+        solver: whose they are.
+        iterations: ``[B]`` int64, updates made so far.
+        bail: ``[B]`` float64, ``||R||^2`` beyond which a problem counts as diverged.
+        best: ``[B]`` float64, smallest ``||R||^2`` so far.
+        mark: ``[B]`` float64, what ``best`` was at the last look for stagnation.
+        age: updates since that look.
+    """
+
+    X: Tensor
+    buffers: tuple[Tensor, ...]
+    solver: Solver
+    iterations: Tensor
+    bail: Tensor | None = None
+    best: Tensor | None = None
+    mark: Tensor | None = None
+    age: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What one run of the loop yields: the state it ends in, and per problem the last sum of squares and status code.
+
+    ``history [B, H]`` holds the loss after 0, record_every, 2 record_every, ... updates of this run, NaN past the stop.
+    """
+
+    state: State
+    sums: Tensor
+    status: Tensor
+    history: Tensor
+
+
+@dataclass(eq=False)
+class _History:
+    """Sums of squares of every `every`-th iterate of a run, kept on the device in one piece a chunk."""
+
+    every: int
+    start: Tensor
+    pieces: list[Tensor] = field(default_factory=list)
+
+    def add(self, sums: Tensor, done: int) -> None:
+        """``sums[:, j]`` belongs to the iterate after ``done + j`` updates; j = 0 is known from the chunk before."""
+        if self.every:
+            first = self.every - done % self.every
+            self.pieces.append(sums[:, first :: self.every])
+
+    def finish(self, problem: Problem, updates: Tensor) -> Tensor:
+        """Losses ``[B, H]``, cut after the longest run and NaN past the end of the shorter ones."""
+        if not self.every:
+            return self.start.new_empty((problem.size, 0), dtype=problem.dtype)
+        entries = updates // self.every + 1
+        sums = torch.cat([self.start[:, None], *self.pieces], 1)[:, : int(entries.max()) if problem.size else 0]
+        if problem.size > 1:
+            sums = torch.where(torch.arange(sums.shape[1], device=sums.device) < entries[:, None], sums, torch.nan)
+        return problem.loss_of(sums)
+
+
+class _Run:
+    """The tensors of one run: all but the sums of a chunk are made before its first iteration."""
+
+    def __init__(self, problem: Problem, solver: Solver, options: Options, start: State) -> None:
+        batch, device = problem.size, problem.device
+        self.problem = problem
+        self.prepared = solver.prepare(problem)
+        self.state = [t.clone() for t in (start.X, *start.buffers)]
+        self.snapshot = [torch.empty_like(t) for t in self.state] if options.limit else []
+        Y_norm = problem.Y_norm()
+        self.threshold = convergence.tolerance(problem, options, Y_norm).square_()
+        self.Y_squares = Y_norm.square()
+        # NaN: not known yet
+        self.bail, self.last, self.best = torch.full((3, batch), torch.nan, dtype=torch.float64, device=device).unbind()
+        if start.bail is not None and start.best is not None:
+            self.bail.copy_(start.bail)
+            self.best.copy_(start.best)
+        integers = torch.full((4, batch), 0, dtype=torch.int64, device=device)
+        self.updates, self.taken, self.again, self.status = integers.unbind()
+        self.status.fill_(_reference.RUNNING)
+        self.counts = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def advance(self, limit: Tensor, steps: int) -> Tensor:
+        """Up to ``limit`` updates of each problem, none more than `steps`; the sums ``[B, steps + 1]``."""
+        sums = torch.empty((self.problem.size, steps + 1), dtype=torch.float64, device=self.problem.device)
+        chunk = Chunk(limit, self.threshold, self.bail, sums, self.taken)
+        self.prepared.advance(self.state[0], tuple(self.state[1:]), chunk)
+        return sums
+
+    def finish(self, sums: Tensor) -> tuple[int, int]:
+        """Judge the chunk; the problems that go on, and the longest replay that is due."""
+        finish_chunk(
+            sums, self.taken, self.threshold, self.Y_squares, self.bail, self.last, self.best, self.updates,
+            self.status, self.again, self.counts,
+        )  # fmt: skip
+        return convergence.poll(self.counts)
+
+    def run(self, steps: int) -> tuple[Tensor, int]:
+        """One chunk: every running problem makes `steps` updates or stops exactly where it should."""
+        for old, state in zip(self.snapshot, self.state, strict=True):
+            old.copy_(state)
+        limit = torch.where(self.status == _reference.RUNNING, steps, -1)
+        sums = self.advance(limit, steps)
+        running, longest = self.finish(sums)
+        if longest >= 0:  # a kernel that does not stop by itself has gone beyond: again, from the snapshot
+            due = self.again >= 0
+            for old, state in zip(self.snapshot, self.state, strict=True):
+                state.copy_(torch.where(due.view(-1, *[1] * (state.ndim - 1)), old, state))
+            self.advance(self.again, longest)
+        return sums, running
+
+    def stop_stagnated(self, mark: Tensor, explicit: bool) -> int:
+        """Mark the problems that have come to a halt since ``best`` was `mark`; those that go on."""
+        halted = convergence.stagnated(self.problem, self.state[0], self.last, self.best, mark, explicit)
+        halted &= self.status == _reference.RUNNING
+        self.status.masked_fill_(halted, _reference.STAGNATED)
+        self.counts[0] -= halted.sum()
+        return convergence.poll(self.counts)[0]
+
+
+def run(problem: Problem, solver: Solver, options: Options, start: State) -> Outcome:
+    """Iterate until every problem has stopped or made `max_iters` updates. ``start`` is left as it is."""
+    work = _Run(problem, solver, options, start)
+    sums = work.advance(torch.zeros_like(work.updates), 0)
+    running, _ = work.finish(sums)
+    history = _History(options.record_every, sums[:, 0])
+    mark = work.best.clone() if start.mark is None else start.mark
+    interval, age, done = options.stagnation_interval(problem.input_dtype), start.age, 0
+    chunk = min(options.check_every or work.prepared.chunk, work.prepared.chunk)
+
+    with progress_bar(options.progress, options.limit) as bar:
+        while running and done < options.limit:
+            steps = min(chunk, options.limit - done)
+            if interval is not None:
+                age %= interval
+                steps = min(steps, interval - age)
+            sums, running = work.run(steps)
+            history.add(sums, done)
+            done, age = done + steps, age + steps
+            if interval is not None and age == interval and running:
+                running = work.stop_stagnated(mark, explicit=options.patience is not None)
+                mark = work.best.clone()
+            if options.progress:
+                bar.update(done, problem.loss_of(work.last))
+
+    status = work.status.masked_fill_(work.status == _reference.RUNNING, Status.MAX_ITERATIONS)
+    iterations = start.iterations + work.updates
+    end = State(work.state[0], tuple(work.state[1:]), solver, iterations, work.bail, work.best, mark, age)
+    return Outcome(end, work.last, status, history.finish(problem, work.updates))

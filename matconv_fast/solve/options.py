@@ -1,0 +1,55 @@
+"""The keyword options of `solve`, checked once and carried inside as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .. import _checks
+
+DEFAULT_MAX_ITERS = 10_000
+
+# Residuals that a well-conditioned problem reaches in a few thousand iterations, with an order of magnitude to spare.
+DEFAULT_RTOL = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+
+# With patience=None: how often the loop asks whether rounding has stopped it, in iterations.
+AUTO_PATIENCE = 1_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of one solve; see `matconv_fast.solve` for their meaning."""
+
+    atol: float = 0.0
+    rtol: float | None = None
+    max_iters: int | None = None
+    check_every: int | None = None
+    record_every: int = 1
+    patience: int | None = None
+    progress: bool = False
+    throw: bool = False
+
+    def __post_init__(self) -> None:
+        _checks.number("atol", self.atol, minimum=0)
+        if self.rtol is not None:
+            _checks.number("rtol", self.rtol, minimum=0)
+        _checks.integer("max_iters", self.max_iters, 0, optional=True)
+        _checks.integer("check_every", self.check_every, 1, optional=True)
+        _checks.integer("record_every", self.record_every, 0)
+        _checks.integer("patience", self.patience, 1, optional=True)
+
+    @property
+    def limit(self) -> int:
+        """Most updates that this call makes."""
+        return DEFAULT_MAX_ITERS if self.max_iters is None else self.max_iters
+
+    def relative(self, dtype: torch.dtype) -> float:
+        """The relative tolerance, chosen by the inputs' dtype where the user named none."""
+        return DEFAULT_RTOL[dtype] if self.rtol is None else self.rtol
+
+    def stagnation_interval(self, dtype: torch.dtype) -> int | None:
+        """Iterations between two looks for stagnation; None where no tolerance could be missed."""
+        if self.patience is not None:
+            return self.patience
+        return AUTO_PATIENCE if self.atol > 0 or self.relative(dtype) > 0 else None

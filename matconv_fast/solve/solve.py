@@ -1,0 +1,177 @@
+"""`solve` and `inv`: drive X to ``X @ M = Y``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from . import loop
+from .heavy_ball import HeavyBall
+from .loop import State
+from .options import Options
+from .problem import Problem
+from .solution import Solution
+from .solver import Solver
+
+
+def _fresh(problem: Problem, solver: Solver, X0: Tensor | None) -> State:
+    X = problem.start(X0)
+    iterations = torch.zeros(problem.size, dtype=torch.int64, device=problem.device)
+    return State(X, solver.buffers(problem, X), solver, iterations)
+
+
+def _resume(problem: Problem, solver: Solver | None, previous: Solution) -> State:
+    state = previous.state
+    if state is None:
+        raise ValueError("X0 is a Solution of iterate(), which has no state to go on from; pass its X instead")
+    before, now = previous.problem, problem
+    for name in ("batch", "m", "n", "p", "loss", "left", "dtype"):
+        if getattr(before, name) != getattr(now, name):
+            raise ValueError(
+                f"X0 is a Solution of another kind of problem: its {name} is {getattr(before, name)}, this one's "
+                f"{getattr(now, name)}; pass X0=solution.X to start anew from its X"
+            )
+    if solver is not None and type(solver) is not type(state.solver):
+        was, wanted = type(state.solver).__name__, type(solver).__name__
+        raise ValueError(
+            f"X0 is a Solution of {was}, whose state {wanted} cannot go on from; "
+            "pass X0=solution.X to start anew from its X"
+        )
+    return state
+
+
+def solve(
+    M: Tensor | None,
+    Y: Tensor | None = None,
+    X0: Tensor | Solution | None = None,
+    *,
+    solver: Solver | None = None,
+    loss: str = "mse",
+    atol: float = 0.0,
+    rtol: float | None = None,
+    max_iters: int | None = None,
+    left: bool = False,
+    check_every: int | None = None,
+    record_every: int = 1,
+    patience: int | None = None,
+    progress: bool = False,
+    throw: bool = False,
+) -> Solution:
+    """Iterate X until ``||X @ M - Y||_F <= max(atol, rtol ||Y||_F)``, in one call.
+
+    Finds X with ``X @ M = Y``, M on the right. ``torch.linalg.solve(A, B)`` solves ``A @ X = B``, M on the left: that
+    is ``left=True`` here. A problem stops at the first iterate that meets its tolerance, whatever `check_every` is, and
+    the problems of a batch stop one by one.
+
+    Args:
+        M: ``[*, n, p]``, floating-point, or None for the identity.
+        Y: ``[*, m, p]``, or None for the identity. Leading dimensions broadcast.
+        X0: where to start: ``[*, m, n]``, zeros if None; or a `Solution`, to go on exactly from its state.
+        solver: `HeavyBall` or `Adam`; None is ``HeavyBall()``, with an estimated step size.
+        loss: ``"mse"``, ``"sse"`` or ``"fro"``, what the solver descends; see `residual_loss`. The tolerance is on
+            ``||R||_F`` whatever the loss.
+        atol: absolute tolerance.
+        rtol: tolerance relative to ``||Y||_F``; None is 1e-10 in float64, 1e-5 in float32, 1e-3 in float16, 1e-2 in
+            bfloat16. With ``atol=0, rtol=0`` it runs all `max_iters` unless the residual becomes exactly 0.
+        max_iters: most updates that this call makes; None is 10,000.
+        left: find X with ``M @ X = Y`` instead: M ``[*, p, n]``, Y ``[*, p, m]``, X ``[*, n, m]``.
+        check_every: iterations between two looks at the result by the host; None chooses. It changes no result.
+        record_every: iterations between two entries of the history; 0 records none.
+        patience: end STAGNATED when the smallest ``||R||_F`` fell by less than 1 % over this many iterations. None
+            asks every 1,000, and ends it only where rounding, or an equation without solution, explains the halt.
+        progress: show a progress bar (needs tqdm).
+        throw: raise unless every problem converges.
+
+    Returns:
+        A `Solution`. X is in float32 for bfloat16 and float16 inputs: they are computed in float32.
+
+    Raises:
+        TypeError: an argument is no dense real floating-point tensor, or dtypes differ.
+        ValueError: shapes do not fit, devices differ, or an option is out of range.
+        NotImplementedError: M or Y requires grad, and gradients are being recorded.
+        ConvergenceError: with ``throw=True``, a problem did not converge.
+
+    Example:
+        >>> import torch, matconv_fast as mcf
+        >>> M = torch.tensor([[2.0, 1.0], [0.0, 4.0]])
+        >>> sol = mcf.solve(M, rtol=1e-6)
+        >>> sol.X
+        tensor([[ 0.5000, -0.1250],
+                [...0.0000,  0.2500]])
+        >>> mcf.Status(sol.status.item()), bool(sol.iterations < 200)
+        (<Status.CONVERGED: 0>, True)
+    """
+    grad_enabled = torch.is_grad_enabled()
+    options = Options(atol, rtol, max_iters, check_every, record_every, patience, progress, throw)
+    if solver is not None and not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a solver object such as HeavyBall(), got {_checks.describe(solver)}")
+    with torch.no_grad():
+        problem = Problem.of(M, Y, None if isinstance(X0, Solution) else X0, loss, left)
+        _refuse_gradients(grad_enabled, M, Y)
+        if isinstance(X0, Solution):
+            start = _resume(problem, solver, X0)
+            solver = solver or start.solver
+        else:
+            solver = solver or HeavyBall()
+            start = _fresh(problem, solver, X0)
+        solution = _solution(problem, options, start, loop.run(problem, solver, options, start))
+    if throw:
+        solution.raise_for_status()
+    return solution
+
+
+def _refuse_gradients(recording: bool, M: Tensor | None, Y: Tensor | None) -> None:
+    """Gradients through a solve are not there yet; a result that silently has none would be worse."""
+    for name, t in (("M", M), ("Y", Y)):
+        if recording and t is not None and t.requires_grad:
+            raise NotImplementedError(
+                f"{name} requires grad, and gradients through solve() are not available in this version: "
+                f"pass {name}.detach(), or call it under torch.no_grad()"
+            )
+
+
+def _solution(problem: Problem, options: Options, start: State, outcome: loop.Outcome) -> Solution:
+    def shaped(t: Tensor) -> Tensor:
+        return t.view(problem.batch)
+
+    return Solution(
+        X=problem.of_user(outcome.state.X),
+        loss=shaped(problem.loss_of(outcome.sums)),
+        residual_norm=shaped(outcome.sums.sqrt()),
+        iterations=shaped(outcome.state.iterations),
+        status=shaped(outcome.status),
+        history=outcome.history.view(*problem.batch, outcome.history.shape[1]),
+        state=outcome.state,
+        problem=problem,
+        options=options,
+        start=start,
+    )
+
+
+def inv(M: Tensor, *, X0: Tensor | Solution | None = None, **options: Any) -> Solution:
+    """Iterate X until ``X @ M`` is the identity: `solve` with Y the identity.
+
+    A warm start pays: after M has changed a little, ``inv(M, X0=solution.X)`` takes a few iterations. For one inverse
+    to machine precision, ``torch.linalg.inv`` is the better tool.
+
+    Args:
+        M: ``[*, n, n]``, floating-point.
+        X0: where to start, ``[*, n, n]``, or a `Solution` to go on from.
+        **options: those of `solve`.
+
+    Returns:
+        A `Solution`.
+
+    Raises:
+        As `solve`.
+
+    Example:
+        >>> import torch, matconv_fast as mcf
+        >>> mcf.inv(torch.diag(torch.tensor([1.0, 4.0])), rtol=1e-6).X.diagonal()
+        tensor([1.0000, 0.2500])
+    """
+    _checks.matrix("M", M)
+    return solve(M, None, X0, **options)

@@ -1,0 +1,28 @@
+"""How a solve ended."""
+
+from __future__ import annotations
+
+import enum
+
+from .. import _reference
+
+
+class Status(enum.IntEnum):
+    """Code of how a problem's iteration ended; `Solution.message` says what to do about it.
+
+    Example:
+        >>> import torch, matconv_fast as mcf
+        >>> mcf.Status(mcf.inv(torch.eye(3)).status.item())
+        <Status.CONVERGED: 0>
+    """
+
+    CONVERGED = _reference.CONVERGED
+    """``||R||_F <= max(atol, rtol ||Y||_F)``, measured on the true residual of the returned X."""
+    MAX_ITERATIONS = _reference.MAX_ITERATIONS
+    """`max_iters` updates were made without meeting the tolerance."""
+    DIVERGED = _reference.DIVERGED
+    """``||R||^2`` passed 1e16 times the larger of its first value and ``||Y||^2``, or overflowed."""
+    STAGNATED = _reference.STAGNATED
+    """The residual stopped falling short of the tolerance: rounding, or an equation without solution."""
+    NONFINITE = _reference.NONFINITE
+    """NaN or infinity in the first residual, or NaN in a later one."""

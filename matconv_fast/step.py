@@ -1,0 +1,121 @@
+"""One heavy-ball step on ``||X @ M - Y||``: in place for training loops, functional for differentiation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _checks, _reference
+
+
+def _prepare(
+    X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: float | Tensor, momentum: float | Tensor, loss: str
+) -> tuple[torch.Size, Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    _checks.choice("loss", loss, _reference.LOSSES)
+    batch, *_ = _checks.problem(X, M, Y)
+    _checks.matrix("V", V)
+    _checks.same_device(X=X, V=V)
+    _checks.hyperparameter("lr", lr, minimum=0)
+    _checks.hyperparameter("momentum", momentum, minimum=0)
+    dtype = _checks.state_dtype(X.dtype)
+    scalars = []
+    for name, value in (("lr", lr), ("momentum", momentum)):
+        if isinstance(value, Tensor):
+            _checks.per_problem(name, value, batch, X.device)
+            scalars.append(value.to(X.device, dtype))
+        else:
+            scalars.append(torch.full((), value, dtype=dtype, device=X.device))
+    M, Y = (None if t is None else t.to(dtype) for t in (M, Y))
+    return batch, X.to(dtype), M, Y, scalars[0], scalars[1]
+
+
+def heavy_ball_step(
+    X: Tensor,
+    V: Tensor,
+    M: Tensor | None,
+    Y: Tensor | None = None,
+    *,
+    lr: float | Tensor,
+    momentum: float | Tensor,
+    loss: str = "mse",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One heavy-ball step, functional: ``V' = momentum V + grad``, ``X' = X - lr V'`` (Polyak, 1964).
+
+    The update of ``torch.optim.SGD(momentum=momentum, dampening=0, nesterov=False)``.
+
+    Args:
+        X: ``[*, m, n]``, floating-point.
+        V: ``[*, m, n]``, the momentum buffer; zeros before the first step.
+        M: ``[*, n, p]``, or None for the identity.
+        Y: ``[*, m, p]``, or None for the identity.
+        lr: step size, at least 0: a number, a 0-d tensor or one value per problem.
+        momentum: at least 0; likewise.
+        loss: ``"mse"``, ``"sse"`` or ``"fro"``, see `residual_loss`.
+
+    Returns:
+        ``(X', V', loss before the step)``, differentiable by every tensor argument, lr and momentum included.
+
+    Raises:
+        TypeError: an argument is no dense real floating-point tensor, or their dtypes differ.
+        ValueError: shapes do not fit, devices differ, lr or momentum is negative, or `loss` is unknown.
+
+    Example:
+        >>> import torch, matconv_fast as mcf
+        >>> X, V = torch.zeros(1, 1), torch.zeros(1, 1)
+        >>> X, V, loss = mcf.heavy_ball_step(X, V, torch.ones(1, 1), lr=0.25, momentum=0.9)
+        >>> X.item(), V.item(), loss.item()
+        (0.5, -2.0, 1.0)
+    """
+    _, state, M32, Y32, rate, decay = _prepare(X, V, M, Y, lr, momentum, loss)
+    if V.shape[-2:] != X.shape[-2:]:
+        raise ValueError(f"V must match X, got X: {_checks.describe(X)}, V: {_checks.describe(V)}")
+    X2, V2, before = _reference.heavy_ball_step(state, V.to(state.dtype), M32, Y32, rate, decay, loss)
+    return X2.to(X.dtype), V2.to(V.dtype), before
+
+
+def heavy_ball_step_(
+    X: Tensor,
+    V: Tensor,
+    M: Tensor | None,
+    Y: Tensor | None = None,
+    *,
+    lr: float | Tensor,
+    momentum: float | Tensor,
+    loss: str = "mse",
+) -> Tensor:
+    """`heavy_ball_step` in place: updates X and V, and returns the loss before the step.
+
+    Like an optimizer's step it runs without recording gradients; X may be a leaf that requires grad. Keep X and V in
+    float32 when M and Y are bfloat16 or float16: a low-precision X loses the small updates.
+
+    Args:
+        X: ``[*, m, n]``, floating-point, holding the whole batch; updated.
+        V: as X; updated. Zeros before the first step.
+        M: ``[*, n, p]``, or None for the identity.
+        Y: ``[*, m, p]``, or None for the identity.
+        lr: step size, at least 0: a number, a 0-d tensor or one value per problem.
+        momentum: at least 0; likewise.
+        loss: ``"mse"``, ``"sse"`` or ``"fro"``, see `residual_loss`.
+
+    Returns:
+        The loss before the step, one value per problem.
+
+    Raises:
+        TypeError: an argument is no dense real floating-point tensor, or their dtypes differ.
+        ValueError: shapes do not fit, devices differ, X or V cannot be written, lr or momentum is negative, or `loss`
+            is unknown. Nothing is written then.
+
+    Example:
+        >>> import torch, matconv_fast as mcf
+        >>> X, V, M = torch.zeros(2, 2), torch.zeros(2, 2), 2 * torch.eye(2)
+        >>> losses = [mcf.heavy_ball_step_(X, V, M, lr=0.2, momentum=0.5).item() for _ in range(50)]
+        >>> losses[0], losses[-1] < 1e-6, X.diagonal().tolist()
+        (0.5, True, [0.5..., 0.5...])
+    """
+    with torch.no_grad():
+        batch, state, M32, Y32, rate, decay = _prepare(X, V, M, Y, lr, momentum, loss)
+        _checks.writable_state(X, V, batch)
+        X2, V2, before = _reference.heavy_ball_step(state, V.to(state.dtype), M32, Y32, rate, decay, loss)
+        X.copy_(X2)
+        V.copy_(V2)
+    return before

@@ -1,0 +1,59 @@
+"""Build of matconv_fast: the import mapping kernels/ -> matconv_fast.kernels, and the CPU extension.
+
+The extension is built against the installed PyTorch (``pip install --no-build-isolation .``). Without PyTorch at build
+time or without a working C++ compiler the package still installs and runs on its PyTorch reference; the build says so
+here, and ``python -m matconv_fast info`` says so later.
+"""
+
+from setuptools import setup
+
+SOURCES = ["bindings", "finish_chunk", "isa_generic", "isa_avx2", "isa_avx512"]
+HEADERS = ["simd", "microkernel", "finish_chunk", "heavy_ball", "heavy_ball_impl"]
+NOT_BUILT = "matconv_fast: CPU kernels NOT built ({}); solves on the CPU will run on the PyTorch reference."
+
+
+def extension_options() -> dict:
+    """Options of `setup` that build the extension; none where PyTorch is missing."""
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError as error:
+        print(NOT_BUILT.format(f"{error}; use pip install --no-build-isolation, with torch installed"))
+        return {}
+
+    class OptionalBuild(BuildExtension):
+        """A failed compilation leaves a package without kernels, not a failed installation."""
+
+        def run(self):
+            try:
+                super().run()
+            except Exception as error:
+                print(NOT_BUILT.format(f"{type(error).__name__}: {error}"))
+
+    extension = CppExtension(
+        "matconv_fast.kernels.cpu._C",
+        [f"kernels/cpu/{name}.cpp" for name in SOURCES],
+        depends=[f"kernels/cpu/{name}.h" for name in HEADERS],
+        # 2.10 is the first torch with parallel_for in the stable ABI.
+        define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000ULL")],
+        extra_compile_args=["-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wno-psabi"],
+        py_limited_api=True,
+    )
+    return {
+        "ext_modules": [extension],
+        "cmdclass": {"build_ext": OptionalBuild.with_options(use_ninja=False)},
+    }
+
+
+setup(
+    packages=[
+        "matconv_fast",
+        "matconv_fast._ops",
+        "matconv_fast.solve",
+        "matconv_fast.kernels",
+        "matconv_fast.kernels.cpu",
+        "matconv_fast.kernels.gpu",
+    ],
+    package_dir={"matconv_fast.kernels": "kernels"},
+    package_data={"matconv_fast": ["py.typed"], "matconv_fast.kernels.cpu": ["*.cpp", "*.h"]},
+    **extension_options(),
+)
