@@ -94,16 +94,11 @@ def heavy_ball_step(
 
 
 def _residual_into(R: Tensor, X: Tensor, M: Tensor | None, Y: Tensor) -> None:
-    """As `residual`, into R, for batches of equal rank; one GEMM with Y in it where all problems share M."""
+    """As `residual`, into R. A lone problem takes the batched product too: it gets the bits that it gets in a batch."""
     if M is None:
         torch.sub(X, Y, out=R)
-    elif M.shape[0] > 1:
-        torch.baddbmm(Y.expand_as(R), X, M, beta=-1, out=R)
-    elif Y.shape[0] == X.shape[0]:
-        n, p = M.shape[1:]
-        torch.addmm(Y.reshape(-1, p), X.view(-1, n), M[0], beta=-1, out=R.view(-1, p))
     else:
-        torch.matmul(X, M[0], out=R).sub_(Y)
+        torch.baddbmm(Y.expand_as(R), X, M.expand(X.shape[0], -1, -1), beta=-1, out=R)
 
 
 def _advance(
@@ -244,7 +239,7 @@ def finish_chunk(
     code = torch.where(sum_there <= threshold, CONVERGED, code)
     code = torch.where(starts & ~first_sum.isfinite(), NONFINITE, code)
     visited = torch.arange(columns, device=sums.device) <= end[:, None]
-    lowest = torch.where(visited, sums, torch.inf).amin(1)
+    lowest = torch.where(visited & ~sums.isnan(), sums, torch.inf).amin(1)
 
     again.copy_(torch.where(running & (end < taken), end, -1))
     last.copy_(torch.where(running, sum_there, last))

@@ -27,9 +27,13 @@ class NotebookRun:
 
 
 def notebook_runs(device: torch.device | str = "cpu") -> list[NotebookRun]:
-    """N1 to N4. The random M is ``rand(4, 4)`` under seed 3, the first whose condition number is under 30 (14.3)."""
+    """N1 to N4.
+
+    The notebook's random M was drawn unseeded; here it is ``rand(4, 4)`` under seed 17, the first seed whose condition
+    number is under 30 (19.7) and whose N4 is still falling after 10,000 iterations, as the notebook's was.
+    """
     diagonal = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0])).to(device)
-    random = torch.rand(4, 4, generator=torch.Generator().manual_seed(3)).to(device)
+    random = torch.rand(4, 4, generator=torch.Generator().manual_seed(17)).to(device)
     return [
         NotebookRun("N1", diagonal, lr=0.9, momentum=0.9),
         NotebookRun("N2", random, lr=0.9, momentum=0.9),

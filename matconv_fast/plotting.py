@@ -185,7 +185,7 @@ def solution_figure(solution: Solution) -> go.Figure:
     """Loss curve above, residual heat map with its slider below, in one figure; see `Solution.plot`."""
     go = _plotly()
     figure = maps_figure({name: snapshots(solution, index) for index, name in _problems(solution)})
-    figure.update_layout(height=820, legend={"y": 1})
+    figure.update_layout(height=820, legend={"y": 1}, coloraxis_colorbar={"len": 0.45, "y": 0.2})
     for axis in figure.select_yaxes():
         axis.domain = (0.0, 0.4)
     for annotation in figure.layout.annotations:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace mcf {
 namespace {
@@ -29,18 +30,17 @@ void finish_chunk(const FinishChunk& q) {
     if (starts && std::isnan(sums[0])) q.bail[b] = sums[0];
 
     int64_t end = 0;
-    double best = q.best[b];
     Code code = judge(sums[0], q.threshold[b], q.bail[b]);
-    best = std::fmin(best, sums[0]);
+    double lowest = std::fmin(sums[0], std::numeric_limits<double>::infinity());
     while (code == kRunning && end < q.taken[b]) {
       ++end;
       code = judge(sums[end], q.threshold[b], q.bail[b]);
-      best = sums[end] < best ? sums[end] : best;
+      lowest = std::fmin(lowest, sums[end]);
     }
     if (starts && !std::isfinite(sums[0])) code = kNonFinite;
     if (end < q.taken[b]) q.again[b] = end;
     q.last[b] = sums[end];
-    q.best[b] = best;
+    q.best[b] = std::fmin(q.best[b], lowest);
     q.updates[b] += end;
     q.status[b] = code;
     running += code == kRunning;

@@ -15,7 +15,7 @@ def _flatten(t: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
     shared = t.shape[:-2].numel() == 1
     if not shared:
         t = t.expand(*batch, *t.shape[-2:])
-    return t.to(dtype).reshape(-1 if not shared else 1, *t.shape[-2:]).contiguous()
+    return t.to(dtype).reshape(1 if shared else batch.numel(), *t.shape[-2:]).contiguous()
 
 
 def _version(t: Tensor | None) -> int | None:

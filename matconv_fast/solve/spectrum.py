@@ -19,13 +19,18 @@ def _gram(M: Tensor) -> Tensor:
 
 
 def extremes(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Smallest and largest squared singular value, each ``[B]`` float64; the smallest at least at rounding level."""
+    """Smallest and largest squared singular value, each ``[B]`` float64.
+
+    The smallest at least at rounding level; both are 0 for a non-finite M.
+    """
     ones = torch.ones(problem.size, dtype=torch.float64, device=problem.device)
     if problem.M is None:
         return ones, ones
     if min(problem.n, problem.p) == 0:
         return 0 * ones, 0 * ones
-    squares = torch.linalg.eigvalsh(_gram(problem.M))
+    gram = _gram(problem.M)
+    finite = gram.isfinite().all(-1).all(-1)[:, None, None]  # eigvalsh raises for the batch if one problem is not
+    squares = torch.linalg.eigvalsh(torch.where(finite, gram, 0))
     high = squares[:, -1].clamp(min=0)
     low = squares[:, 0].clamp(min=0).maximum(high * torch.finfo(problem.dtype).eps ** 2)
     return low.expand(problem.size), high.expand(problem.size)

@@ -1,0 +1,137 @@
+"""Layouts, dtypes, empty shapes, orientations: what users pass in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import well_conditioned
+
+import matconv_fast as mcf
+
+RTOL = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+
+
+@pytest.mark.parametrize("dtype", RTOL)
+def test_every_dtype_reaches_its_default_tolerance(path, dtype):
+    M = well_conditioned(8).to(dtype)
+    Y = torch.rand(5, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    sol = mcf.solve(M, Y)
+    assert bool(sol.converged), sol.message
+    assert sol.X.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    residual = sol.X.double() @ M.double() - Y.double()
+    assert residual.norm() <= RTOL[dtype] * Y.double().norm() * 1.001
+
+
+def layouts(t: torch.Tensor) -> dict[str, torch.Tensor]:
+    r, c = t.shape
+    wide = torch.full((2 * r, 3 * c), torch.nan, dtype=t.dtype)
+    wide[::2, 1::3] = t
+    row = torch.full((r, c + 3), torch.nan, dtype=t.dtype)
+    row[:, 3:] = t
+    return {
+        "transposed": t.T.contiguous().T,
+        "strided": wide[::2, 1::3],
+        "sliced": row[:, 3:],
+        "offset": torch.cat([torch.zeros(7, dtype=t.dtype), t.reshape(-1)])[7:].view(r, c),
+        "batch of one": t[None],
+    }
+
+
+@pytest.mark.parametrize("kind", layouts(torch.zeros(2, 2)))
+@pytest.mark.parametrize("solver", [mcf.HeavyBall(0.2, 0.6), mcf.Adam(0.05)])
+def test_any_layout_gives_the_same_bits(path, kind, solver):
+    generator = torch.Generator().manual_seed(0)
+    M, Y, X0 = (
+        well_conditioned(7),
+        torch.rand(5, 7, generator=generator).double(),
+        torch.rand(5, 7, generator=generator).double(),
+    )
+    options = {"solver": solver, "max_iters": 60, "rtol": 0.0}
+    plain = mcf.solve(M, Y, X0, **options)
+    other = mcf.solve(layouts(M)[kind], layouts(Y)[kind], layouts(X0)[kind], **options)
+    assert torch.equal(plain.X, other.X.view(5, 7))
+    assert torch.equal(plain.history, other.history.view(-1))
+
+
+def test_expanded_inputs(path):
+    M, Y = well_conditioned(4), torch.ones(1, 1, dtype=torch.float64).expand(3, 4)
+    torch.testing.assert_close(mcf.solve(M, Y).X, mcf.solve(M, Y.contiguous()).X, rtol=0, atol=0)
+    batch = mcf.solve(M.expand(3, 4, 4), Y)
+    for b in range(3):
+        torch.testing.assert_close(batch.X[b], mcf.solve(M, Y).X, rtol=0, atol=1e-13)
+
+
+def test_left_solves_the_equation_of_torch_linalg_solve(path):
+    M, Y = well_conditioned(6), torch.rand(6, 3, generator=torch.Generator().manual_seed(0)).double()
+    X0 = torch.rand(6, 3, generator=torch.Generator().manual_seed(1)).double()
+    sol = mcf.solve(M, Y, X0, left=True, rtol=1e-9)
+    torch.testing.assert_close(sol.X, torch.linalg.solve(M, Y), rtol=1e-6, atol=1e-7)
+    again = mcf.solve(M, Y, mcf.solve(M, Y, X0, left=True, max_iters=9), left=True, rtol=1e-9)
+    assert torch.equal(again.X, sol.X)
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 5), (3, 5, 7), (1, 1, 1), (20, 3, 2)])
+def test_rectangular_problems_reach_the_least_squares_solution(path, shape):
+    m, n, p = shape
+    generator = torch.Generator().manual_seed(0)
+    M, Y = torch.randn(n, p, generator=generator).double(), torch.randn(m, p, generator=generator).double()
+    sol = mcf.solve(M, Y, solver=mcf.HeavyBall(momentum="auto"), rtol=1e-9)
+    minimum = torch.linalg.lstsq(M.T, Y.T, driver="gelsd").solution.T
+    torch.testing.assert_close(sol.X, minimum, rtol=1e-5, atol=1e-6)  # from 0: the one of least norm
+    assert bool(sol.converged) == (n >= p)
+
+
+@pytest.mark.filterwarnings("ignore:matconv_fast. no C")
+def test_M_none_is_the_identity(path):
+    Y = torch.rand(3, 4, generator=torch.Generator().manual_seed(0)).double()
+    sol = mcf.solve(None, Y, solver=mcf.HeavyBall(lr=1.0, momentum=0.5))
+    torch.testing.assert_close(sol.X, Y, rtol=1e-8, atol=1e-8)
+
+
+def test_inv_is_solve_with_the_identity(path):
+    M = well_conditioned(5)
+    assert torch.equal(mcf.inv(M).X, mcf.solve(M).X)
+    warm = mcf.inv(M * 1.001, X0=mcf.inv(M).X, rtol=1e-2)
+    assert int(warm.iterations) < int(mcf.inv(M * 1.001, rtol=1e-2).iterations)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 3), (3, 0, 0), (0, 0, 0), (3, 3, 0)])
+def test_a_residual_without_elements_is_met_at_once(path, shape):
+    m, n, p = shape
+    sol = mcf.solve(torch.ones(n, p), torch.ones(m, p))
+    assert sol.X.shape == (m, n)
+    assert bool(sol.converged)
+    assert (int(sol.iterations), float(sol.loss)) == (0, 0.0)
+
+
+def test_no_unknowns(path):
+    sol = mcf.solve(torch.ones(0, 3), torch.ones(2, 3), max_iters=5)
+    assert sol.X.shape == (2, 0)
+    assert float(sol.loss) == 1.0
+    assert not bool(sol.converged)
+
+
+def test_an_empty_batch(path):
+    sol = mcf.solve(torch.ones(0, 3, 3), max_iters=5)
+    assert sol.X.shape == (0, 3, 3)
+    assert sol.status.shape == (0,)
+    assert sol.message == "an empty batch"
+    assert "empty batch" in repr(sol)
+    sol.raise_for_status()
+
+
+def test_momentum_auto_is_faster_than_the_default(path):
+    M = torch.diag(torch.tensor([1.0, 3.0, 10.0, 30.0]).double())
+    auto = mcf.solve(M, solver=mcf.HeavyBall(momentum="auto"), rtol=1e-6)
+    default = mcf.solve(M, rtol=1e-6)
+    assert bool(auto.converged)
+    assert int(auto.iterations) < int(default.iterations)
+
+
+def test_the_estimated_lr_is_half_of_the_stability_limit(path):
+    for M in (well_conditioned(6), well_conditioned(600, dtype=torch.float32)):  # eigenvalues, and power iteration
+        n = M.shape[0]
+        solver = mcf.HeavyBall(momentum=0.8)
+        problem = mcf.solve(M, max_iters=0).problem
+        limit = 2 * 1.8 / (2 / n**2 * torch.linalg.matrix_norm(M.double(), 2) ** 2)
+        torch.testing.assert_close(solver.hyperparameters(problem)[0].double()[0], limit / 2, rtol=0.05, atol=0)

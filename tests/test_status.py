@@ -1,0 +1,130 @@
+"""How a solve ends when it does not converge, and the advice that it gives."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from problems import well_conditioned
+
+import matconv_fast as mcf
+
+
+def status(sol: mcf.Solution) -> mcf.Status:
+    return mcf.Status(sol.status.item())
+
+
+def test_lr_beyond_stability_diverges_and_names_the_limit(path):
+    M = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    sol = mcf.solve(M, solver=mcf.HeavyBall(lr=2.0, momentum=0.9))
+    assert status(sol) is mcf.Status.DIVERGED
+    # 2 (1 + 0.9) / (2 / 16 * 4^2)
+    assert re.search(r"lr 2 is above the stability limit 1.9 for this M", sol.message)
+    assert sol.X.isfinite().all()  # stopped long before overflow
+    below = mcf.solve(M, solver=mcf.HeavyBall(lr=1.85, momentum=0.9), rtol=1e-4)
+    assert bool(below.converged)
+
+
+def test_overflow_is_divergence_too(path):
+    M = well_conditioned(4, dtype=torch.float32)
+    sol = mcf.solve(M, solver=mcf.HeavyBall(lr=1e25, momentum=0.0))
+    assert status(sol) is mcf.Status.DIVERGED
+    assert "stability limit" in sol.message
+
+
+def test_growth_alone_is_no_divergence(path):
+    """Optimal lr and momentum on condition number 400: the loss rises by two orders before it falls."""
+    generator = torch.Generator().manual_seed(0)
+    U, _ = torch.linalg.qr(torch.randn(32, 32, generator=generator, dtype=torch.float64))
+    M = U @ torch.diag(torch.logspace(0, 2.602, 32, dtype=torch.float64)) @ U.T
+    X0 = torch.rand(32, 32, generator=generator, dtype=torch.float64) * 1e-3
+    sol = mcf.solve(M, None, X0, solver=mcf.HeavyBall(momentum="auto"), rtol=1e-6, max_iters=20_000)
+    assert bool(sol.converged), sol.message
+    assert sol.history.max() > 10 * sol.history[0]
+
+
+@pytest.mark.parametrize("name", ["M", "Y", "X0"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_input(path, name, bad):
+    tensors = {"M": torch.eye(3), "Y": torch.eye(3), "X0": torch.eye(3)}
+    tensors[name][1, 1] = bad
+    sol = mcf.solve(**tensors, solver=mcf.HeavyBall(0.1))
+    assert status(sol) is mcf.Status.NONFINITE
+    assert int(sol.iterations) == 0
+    assert f"{name} holds NaN or infinity" in sol.message
+
+
+def test_non_finite_hyperparameter(path):
+    sol = mcf.solve(torch.eye(3), solver=mcf.HeavyBall(torch.tensor(float("nan")), 0.5))
+    assert status(sol) is mcf.Status.NONFINITE
+    assert "NaN after 1 iterations" in sol.message
+
+
+def test_singular_M_stagnates_and_says_why(path):
+    M = torch.diag(torch.tensor([1.0, 2.0, 0.0]))
+    sol = mcf.solve(M)
+    assert status(sol) is mcf.Status.STAGNATED
+    assert int(sol.iterations) <= 3_000
+    assert "M is singular (rank 2 of 3 columns)" in sol.message
+    short = mcf.solve(M, max_iters=100)
+    assert status(short) is mcf.Status.MAX_ITERATIONS
+    assert "M is singular" in short.message
+
+
+def test_an_overdetermined_equation_names_its_shape(path):
+    M = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    assert "M is 2 x 5 (rank 2 of 5 columns)" in mcf.solve(M, torch.ones(3, 5)).message
+
+
+def test_a_tolerance_under_the_dtypes_floor_stagnates(path):
+    M = well_conditioned(6, dtype=torch.float32)
+    sol = mcf.solve(M, rtol=1e-12)
+    assert status(sol) is mcf.Status.STAGNATED
+    assert int(sol.iterations) < 10_000
+    assert "what float32 rounding allows" in sol.message
+    assert bool(mcf.solve(M.double(), rtol=1e-12).converged)
+
+
+def test_a_slow_fall_is_not_stagnation(path):
+    """Less than 1 % in 1,000 iterations, far above rounding: only an explicit patience stops it."""
+    M = torch.diag(torch.tensor([1.0, 1e-4], dtype=torch.float64))
+    options = {"solver": mcf.HeavyBall(lr=0.5, momentum=0.0), "max_iters": 5_000, "rtol": 1e-6}
+    slow = mcf.solve(M, **options)
+    assert status(slow) is mcf.Status.MAX_ITERATIONS
+    assert "raise max_iters" in slow.message
+    stopped = mcf.solve(M, patience=1_000, **options)
+    assert status(stopped) is mcf.Status.STAGNATED
+    assert int(stopped.iterations) < 5_000
+    assert "patience" in stopped.message
+
+
+def test_no_tolerance_runs_every_iteration(path):
+    M = well_conditioned(4, dtype=torch.float32)
+    assert int(mcf.solve(M, rtol=0.0, max_iters=4_321).iterations) == 4_321
+
+
+def test_max_iters_0_evaluates_X0(path):
+    sol = mcf.solve(torch.eye(3), torch.zeros(3, 3), torch.eye(3), max_iters=0)
+    assert (status(sol), int(sol.iterations)) == (mcf.Status.MAX_ITERATIONS, 0)
+    assert torch.equal(sol.X, torch.eye(3))
+    assert float(sol.residual_norm) == pytest.approx(3**0.5)
+    assert "max_iters is 0" in sol.message
+    assert bool(mcf.solve(torch.eye(3), X0=torch.eye(3), max_iters=0).converged)
+
+
+def test_throw_raises_with_the_solution(path):
+    with pytest.raises(mcf.ConvergenceError, match="max_iters reached") as caught:
+        mcf.solve(torch.eye(3), max_iters=2, throw=True)
+    assert int(caught.value.solution.iterations) == 2
+    mcf.solve(torch.eye(3), throw=True).raise_for_status()
+
+
+def test_every_status_has_a_message_and_a_repr(path):
+    sol = mcf.solve(torch.eye(3))
+    assert sol.message.startswith("converged: ||R||_F = ")
+    assert repr(sol).startswith("Solution(CONVERGED after ")
+    batch = mcf.solve(torch.stack([torch.eye(3), torch.zeros(3, 3)]), max_iters=500)
+    assert repr(batch).startswith("Solution(1 CONVERGED, 1 MAX_ITERATIONS, X [2, 3, 3] float32 on cpu)")
+    assert batch.message.startswith("1 of 2 problems did not converge; problem 1 max_iters reached")
+    assert mcf.solve(torch.eye(3).expand(2, 3, 3)).message == "all 2 problems converged"

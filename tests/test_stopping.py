@@ -1,0 +1,183 @@
+"""Exact stopping, resuming, interrupting: the loop gives what a plain loop gives, however it is cut up."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import torch
+from problems import plain_heavy_ball, well_conditioned
+
+import matconv_fast as mcf
+
+SOLVERS = {"heavy ball": mcf.HeavyBall(lr=0.3, momentum=0.7), "adam": mcf.Adam(lr=0.02)}
+
+
+def small(n=6, dtype=torch.float64):
+    return well_conditioned(n, dtype=dtype), torch.rand(n, n, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [3, 6, 40])
+def test_any_check_every_gives_the_same_bits(path, solver, dtype, n):
+    M, X0 = small(n, dtype)
+    options = {"solver": SOLVERS[solver], "rtol": 0.3, "max_iters": 2_000}
+    if solver == "heavy ball":
+        options["solver"] = mcf.HeavyBall(lr=0.05 * n, momentum=0.7)
+    first, *others = (mcf.solve(M, None, X0, check_every=every, **options) for every in (1, 7, 1000, None))
+    assert bool(first.converged)
+    assert 10 < int(first.iterations) < 2_000
+    for other in others:
+        assert torch.equal(first.X, other.X)
+        assert torch.equal(first.iterations, other.iterations)
+        assert torch.equal(first.history, other.history)
+        assert torch.equal(first.residual_norm, other.residual_norm)
+
+
+@pytest.mark.parametrize("loss", ["mse", "sse", "fro"])
+def test_it_stops_where_a_plain_loop_stops(path, loss):
+    M, X0 = small()
+    lr = {"mse": 0.3, "sse": 0.005, "fro": 0.005}[loss]
+    iterates, norms = plain_heavy_ball(X0, M, torch.eye(6, dtype=torch.float64), lr, 0.7, 1_500, loss)
+    tolerance = 0.02
+    expected = next(k for k, norm in enumerate(norms) if norm <= tolerance)
+    with pytest.warns(RuntimeWarning, match="reference") if path == "cpu" and loss == "fro" else _nothing():
+        sol = mcf.solve(M, None, X0, solver=mcf.HeavyBall(lr, 0.7), loss=loss, atol=tolerance, rtol=0.0)
+    assert int(sol.iterations) == expected > 0
+    torch.testing.assert_close(sol.X, iterates[expected], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(sol.residual_norm.item(), norms[expected], rtol=1e-9, atol=0)
+    assert sol.history.shape == (expected + 1,)
+
+
+def _nothing():
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def test_X0_that_meets_the_tolerance_takes_no_iteration(path):
+    M, _ = small()
+    X0 = torch.linalg.inv(M)
+    sol = mcf.solve(M, None, X0, rtol=1e-8)
+    assert int(sol.iterations) == 0
+    assert bool(sol.converged)
+    assert torch.equal(sol.X, X0)
+    assert sol.history.shape == (1,)
+
+
+def test_the_reported_residual_is_the_true_one(path):
+    M, X0 = small()
+    sol = mcf.solve(M, None, X0, rtol=1e-6)
+    true = torch.linalg.norm(sol.X @ M - torch.eye(6))
+    torch.testing.assert_close(sol.residual_norm, true, rtol=1e-9, atol=0)
+    assert true <= 1e-6 * 6**0.5
+    torch.testing.assert_close(sol.loss, true**2 / 36, rtol=1e-9, atol=0)
+    torch.testing.assert_close(sol.history[-1], sol.loss)
+
+
+def test_max_iters_that_ends_on_the_converging_iterate_counts_as_converged(path):
+    M, X0 = small()
+    full = mcf.solve(M, None, X0, rtol=1e-3)
+    exact = mcf.solve(M, None, X0, rtol=1e-3, max_iters=int(full.iterations))
+    short = mcf.solve(M, None, X0, rtol=1e-3, max_iters=int(full.iterations) - 1)
+    assert mcf.Status(exact.status.item()) is mcf.Status.CONVERGED
+    assert mcf.Status(short.status.item()) is mcf.Status.MAX_ITERATIONS
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_resuming_equals_one_run(path, solver, batch):
+    M = well_conditioned(6, *batch)
+    X0 = torch.rand(*batch, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    options = {"solver": SOLVERS[solver], "rtol": 0.05}
+    whole = mcf.solve(M, None, X0, max_iters=400, **options)
+    first = mcf.solve(M, None, X0, max_iters=17, **options)
+    second = mcf.solve(M, None, first, max_iters=120, **options)
+    third = mcf.solve(M, None, second, max_iters=400 - 17 - 120, rtol=0.05)
+    assert torch.equal(whole.X, third.X)
+    assert torch.equal(whole.iterations, third.iterations)
+    assert torch.equal(whole.status, third.status)
+    for a, b in zip(whole.state.buffers, third.state.buffers, strict=True):
+        assert torch.equal(a, b)
+    if not batch:
+        history = torch.cat([first.history, second.history[1:], third.history[1:]])
+        assert torch.equal(whole.history, history)
+    assert int(first.iterations.max()) == 17  # the earlier solution is left as it was
+
+
+def test_resuming_keeps_stagnation_and_divergence_exact(path):
+    M, X0 = small(dtype=torch.float32)
+    options = {"rtol": 1e-9, "patience": 50}
+    whole = mcf.solve(M, None, X0, **options)
+    first = mcf.solve(M, None, X0, max_iters=77, **options)
+    second = mcf.solve(M, None, first, **options)
+    assert mcf.Status(whole.status.item()) is mcf.Status.STAGNATED
+    assert torch.equal(whole.iterations, second.iterations)
+    assert torch.equal(whole.X, second.X)
+    unstable = {"solver": mcf.HeavyBall(lr=8.0, momentum=0.9), "rtol": 1e-3}
+    whole = mcf.solve(M, None, X0, **unstable)
+    second = mcf.solve(M, None, mcf.solve(M, None, X0, max_iters=3, **unstable), **unstable)
+    assert mcf.Status(whole.status.item()) is mcf.Status.DIVERGED
+    assert int(whole.iterations) > 3
+    assert torch.equal(whole.iterations, second.iterations)
+    assert torch.equal(whole.X, second.X)
+
+
+def test_resuming_with_a_tighter_tolerance_goes_on(path):
+    M, X0 = small()
+    loose = mcf.solve(M, None, X0, rtol=1e-2)
+    tight = mcf.solve(M, None, loose, rtol=1e-6)
+    assert torch.equal(tight.X, mcf.solve(M, None, X0, rtol=1e-6).X)
+
+
+@pytest.mark.parametrize("every", [1, 7, 10, 1000])
+def test_record_every_thins_the_history(path, every):
+    M, X0 = small()
+    options = {"rtol": 0.0, "max_iters": 95, "check_every": 13}
+    full = mcf.solve(M, None, X0, **options).history
+    assert torch.equal(mcf.solve(M, None, X0, record_every=every, **options).history, full[::every])
+
+
+def test_record_every_0_records_nothing(path):
+    M, X0 = small()
+    assert mcf.solve(M, None, X0, record_every=0, max_iters=20).history.shape == (0,)
+
+
+def test_inputs_are_left_as_they_are(path):
+    M, X0 = small()
+    before = M.clone(), X0.clone()
+    sol = mcf.solve(M, None, X0, max_iters=20)
+    mcf.solve(M, None, sol, max_iters=20)
+    assert torch.equal(M, before[0])
+    assert torch.equal(X0, before[1])
+    assert sol.X.data_ptr() != X0.data_ptr()
+
+
+def test_the_same_call_gives_the_same_bits(path):
+    M = well_conditioned(12, 5, dtype=torch.float32)
+    first, second = (mcf.solve(M, max_iters=300, rtol=0.0) for _ in range(2))
+    assert torch.equal(first.X, second.X)
+    assert torch.equal(first.history, second.history)
+
+
+def test_ctrl_c_interrupts_a_long_solve(path):
+    M, X0 = small(dtype=torch.float32)
+    before = X0.clone()
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            mcf.solve(M, None, X0, rtol=0.0, max_iters=10**9, record_every=0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert torch.equal(X0, before)
+
+
+def test_progress_shows_iterations_and_loss(path, capsys):
+    M, X0 = small()
+    mcf.solve(M, None, X0, max_iters=50, rtol=0.0, progress=True)
+    shown = capsys.readouterr().err
+    assert "50/50" in shown
+    assert "loss=" in shown
