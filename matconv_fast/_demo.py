@@ -105,25 +105,22 @@ def question_jobs(device: torch.device) -> list[Job]:
     ]
 
 
-def _timed(function: Callable[[], Any], repeats: int, device: torch.device) -> tuple[float, Any]:
-    result: Any = None
+def _seconds(function: Callable[[], Any], repeats: int, device: torch.device) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
-        result = function()
+        function()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / repeats, result
+    return (time.perf_counter() - start) / repeats
 
 
 def compare(job: Job, pairs: int, device: torch.device) -> tuple[Row, Solution]:
-    """Time the plain loop and ours in turns; one unmeasured call of ours goes before."""
-    job.ours()
+    """Time the plain loop and ours in turns; one unmeasured call of each goes before."""
+    X, solution = job.plain(), job.ours()
     plain, ours = [], []
     for _ in range(pairs):
-        seconds, X = _timed(job.plain, 1, device)
-        plain.append(seconds)
-        seconds, solution = _timed(job.ours, REPEATS, device)
-        ours.append(seconds)
+        plain.append(_seconds(job.plain, 1, device))
+        ours.append(_seconds(job.ours, REPEATS, device))
     ratios = [a / b for a, b in zip(plain, ours, strict=True)]
     row = Row(
         workload=job.name,

@@ -45,6 +45,7 @@ def notebook_runs(device: torch.device | str = "cpu") -> list[NotebookRun]:
 def notebook_loop(run: NotebookRun) -> tuple[Tensor, Tensor]:
     """The notebook's own loop: autograd, with a gradient buffer that accumulates; X and the loss before each update."""
     X = run.X0.requires_grad_()
+    velocity = X.grad = torch.zeros_like(X)  # backward() adds to it
     identity = torch.eye(4, device=run.M.device)
     losses = []
     for _ in range(run.iterations):
@@ -52,8 +53,8 @@ def notebook_loop(run: NotebookRun) -> tuple[Tensor, Tensor]:
         loss.backward()
         losses.append(loss.detach())
         with torch.no_grad():
-            X -= run.lr * X.grad
-            X.grad *= run.momentum
+            X -= run.lr * velocity
+            velocity *= run.momentum
     return X.detach(), torch.stack(losses)
 
 

@@ -127,7 +127,7 @@ def maps_figure(maps: dict[str, list[Snapshot]]) -> go.Figure:
     go = _plotly()
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(1, len(maps), subplot_titles=list(maps))
+    figure: Any = make_subplots(1, len(maps), subplot_titles=list(maps))
     count = max(len(found) for found in maps.values())
     for position in range(count):
         for column, found in enumerate(maps.values(), start=1):
@@ -149,7 +149,9 @@ def maps_figure(maps: dict[str, list[Snapshot]]) -> go.Figure:
         shape = found[0].residual.shape
         axis = "x" if column == 1 else f"x{column}"
         square = {"scaleanchor": axis} if max(shape) <= 4 * min(shape) else {}
-        figure.update_yaxes(autorange="reversed", showticklabels=max(shape) <= 20, row=1, col=column, **square)
+        figure.update_yaxes(
+            autorange="reversed", constrain="domain", showticklabels=max(shape) <= 20, row=1, col=column, **square
+        )
         figure.update_xaxes(showticklabels=max(shape) <= 20, constrain="domain", row=1, col=column)
     figure.update_layout(
         template="plotly_white",
@@ -184,7 +186,7 @@ def _curves(solution: Solution) -> list[Curve]:
 def solution_figure(solution: Solution) -> go.Figure:
     """Loss curve above, residual heat map with its slider below, in one figure; see `Solution.plot`."""
     go = _plotly()
-    figure = maps_figure({name: snapshots(solution, index) for index, name in _problems(solution)})
+    figure: Any = maps_figure({name: snapshots(solution, index) for index, name in _problems(solution)})
     figure.update_layout(height=820, legend={"y": 1}, coloraxis_colorbar={"len": 0.45, "y": 0.2})
     for axis in figure.select_yaxes():
         axis.domain = (0.0, 0.4)

@@ -83,8 +83,9 @@ class HeavyBall(Solver):
         )
 
         def advance(X: Tensor, buffers: tuple[Tensor, ...], chunk: Chunk) -> None:
+            (V,) = buffers
             heavy_ball_advance(
-                X, *buffers, problem.M, problem.Y, lr, momentum, chunk.limit, chunk.threshold, chunk.bail, chunk.sums,
+                X, V, problem.M, problem.Y, lr, momentum, chunk.limit, chunk.threshold, chunk.bail, chunk.sums,
                 chunk.taken, loss=problem.loss, path=path,
             )  # fmt: skip
 

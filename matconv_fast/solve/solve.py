@@ -96,13 +96,13 @@ def solve(
 
     Example:
         >>> import torch, matconv_fast as mcf
-        >>> M = torch.tensor([[2.0, 1.0], [0.0, 4.0]])
+        >>> M = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
         >>> sol = mcf.solve(M, rtol=1e-6)
         >>> sol.X
-        tensor([[ 0.5000, -0.1250],
-                [...0.0000,  0.2500]])
-        >>> mcf.Status(sol.status.item()), bool(sol.iterations < 200)
-        (<Status.CONVERGED: 0>, True)
+        tensor([[ 0.6000, -0.2000],
+                [-0.2000,  0.4000]])
+        >>> mcf.Status(sol.status.item()), sol.history.shape[0] == sol.iterations + 1
+        (<Status.CONVERGED: 0>, tensor(True))
     """
     grad_enabled = torch.is_grad_enabled()
     options = Options(atol, rtol, max_iters, check_every, record_every, patience, progress, throw)

@@ -1,0 +1,278 @@
+"""Layers, metadata, command line, and what an installation holds with and without a compiler."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import matconv_fast as mcf
+from matconv_fast.__main__ import main
+from matconv_fast._ops import backend
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Lower may not import from higher. Files of one layer may import each other.
+LAYERS = [
+    ["kernels"],
+    ["matconv_fast._reference"],
+    ["matconv_fast._checks", "matconv_fast._ops"],
+    ["matconv_fast.losses", "matconv_fast.distance", "matconv_fast.step", "matconv_fast.solve"],
+    ["matconv_fast.plotting", "matconv_fast._workloads"],
+    ["matconv_fast._demo"],
+    ["matconv_fast", "matconv_fast.__main__"],
+]
+
+
+def layer(module: str) -> int:
+    module = module.replace("matconv_fast.kernels", "kernels")
+    matches = [
+        (len(name), k) for k, names in enumerate(LAYERS) for name in names if f"{module}.".startswith(f"{name}.")
+    ]
+    return max(matches)[1]
+
+
+def module_imports(file: Path) -> tuple[str, set[str]]:
+    """A file's module name, and the modules of ours that it imports when it is imported itself."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    package = parts[:-1]
+    module = ".".join(package if parts[-1] == "__init__" else parts)
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = ".".join(package[: len(package) - node.level + 1])
+            target = f"{base}.{node.module}" if node.module else base
+            for alias in node.names:
+                path = ROOT / Path(*f"{target}.{alias.name}".replace("matconv_fast.kernels", "kernels").split("."))
+                is_module = path.with_suffix(".py").exists() or path.is_dir()
+                found.add(f"{target}.{alias.name}" if is_module else target)
+    return module, found
+
+
+def sources() -> list[Path]:
+    return sorted([*ROOT.glob("matconv_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")])
+
+
+@pytest.mark.parametrize("file", sources(), ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_point_down_the_layers(file):
+    module, imported = module_imports(file)
+    for target in imported:
+        assert layer(target) <= layer(module), f"{module} imports {target}"
+    if module.startswith("kernels"):
+        assert all(target.startswith("kernels") for target in imported)
+
+
+def test_the_layer_test_sees_imports():
+    _, imported = module_imports(ROOT / "matconv_fast" / "solve" / "heavy_ball.py")
+    assert {"matconv_fast._checks", "matconv_fast._ops", "matconv_fast.solve.spectrum"} <= imported
+
+
+def test_no_top_level_import_of_kernels():
+    for file in [*sources(), *ROOT.glob("tests/*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not any(name.split(".")[0] == "kernels" for name in names), file
+
+
+def test_every_public_name_has_a_documented_example():
+    for name in mcf.__all__:
+        document = getattr(mcf, name).__doc__
+        assert document, name
+        if name not in ("ConvergenceError", "Solution"):
+            assert ">>>" in document, name
+
+
+def test_codes_agree():
+    from matconv_fast import _reference
+
+    for status in mcf.Status:
+        assert getattr(_reference, status.name) == status.value
+        assert status.value != _reference.RUNNING
+
+
+def test_importing_is_light():
+    code = (
+        "import sys, matconv_fast; print([m for m in ('plotly', 'selenium', 'triton', 'pandas') if m in sys.modules])"
+    )
+    assert run_python(code).stdout.strip() == "[]"
+
+
+def run_python(code: str, *, environment: dict[str, str] | None = None, cwd: Path | None = None, **options):
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **(environment or {})}, cwd=cwd or ROOT, text=True,
+        capture_output=True, check=True, **options,
+    )  # fmt: skip
+
+
+def test_info_names_the_path_of_each_device(monkeypatch):
+    shown = str(mcf.info())
+    assert f"matconv_fast {mcf.__version__}" in shown
+    assert torch.__version__ in shown
+    assert mcf.info().version == mcf.__version__
+    assert mcf.info().devices[0].path.startswith("cpu (C++ kernels, ")
+    assert "cuda" in shown
+    monkeypatch.setenv("MATCONV_FAST_BACKEND", "reference")
+    assert mcf.info().devices[0].path.startswith("reference")
+    assert mcf.info().forced == "reference"
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2"])
+def test_every_instruction_set_that_the_processor_has_gives_the_answer(isa):
+    """In a process of its own, since the choice is made once; what is missing here falls back to generic."""
+    code = """
+import torch, matconv_fast as mcf
+for n in (3, 4, 9, 20):
+    for dtype in (torch.float32, torch.float64):
+        M = torch.diag(torch.linspace(1, 2, n, dtype=dtype)) + 0.01
+        X = mcf.solve(M, rtol=1e-5).X
+        assert torch.allclose(X @ M, torch.eye(n, dtype=dtype), atol=1e-3), (n, dtype)
+print(mcf.info().devices[0].path)
+"""
+    shown = run_python(code, environment={"MATCONV_FAST_ISA": isa, "MATCONV_FAST_BACKEND": "cpu"}).stdout
+    assert shown.startswith("cpu (C++ kernels, ")
+    if isa == "generic":
+        assert "generic" in shown
+
+
+def test_an_unknown_instruction_set_is_refused_with_the_list():
+    shown = run_python("import matconv_fast as mcf; print(mcf.info())", environment={"MATCONV_FAST_ISA": "mmx"}).stdout
+    assert "MATCONV_FAST_ISA must be one of generic, avx2, avx512, got 'mmx'" in shown
+
+
+def test_what_has_no_kernel_says_so_once(monkeypatch):
+    monkeypatch.setenv("MATCONV_FAST_BACKEND", "cpu")
+    backend.announce.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"no C\+\+ kernel for the heavy ball with loss='fro'") as caught:
+        [mcf.solve(torch.eye(2), solver=mcf.HeavyBall(0.1), loss="fro", max_iters=3) for _ in range(3)]
+    assert len(caught) == 1
+
+
+def test_command_line_info(capsys):
+    main(["info"])
+    assert "path: cpu (C++ kernels" in capsys.readouterr().out
+
+
+def test_command_line_errors(capsys, tmp_path):
+    for arguments, message in (
+        (["demo", "--pairs", "0"], "--pairs must be at least 1, got 0"),
+        (["demo", "--report", str(tmp_path / "no" / "r.html")], "--report: no directory"),
+        ([], "required"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_the_demo_prints_its_table_and_writes_its_results(capsys, tmp_path, monkeypatch):
+    from matconv_fast import _demo, _workloads
+
+    short = [_workloads.NotebookRun(r.name, r.M, r.lr, r.momentum, 50) for r in _workloads.notebook_runs()]
+    monkeypatch.setattr(_workloads, "notebook_runs", lambda device: short)
+    monkeypatch.setattr(_demo, "REPEATS", 1)
+    main(["demo", "--pairs", "1", "--report", str(tmp_path / "r.html"), "--json", str(tmp_path / "deep" / "r.json")])
+    shown = capsys.readouterr().out
+    for name in ("N1", "N2", "N3", "N4", "Q1", "Q2", "Q3", "plain loop", "ratio", "MAX_ITERATIONS"):
+        assert name in shown
+    results = json.loads((tmp_path / "deep" / "r.json").read_text())
+    assert [row["workload"] for row in results["rows"]] == ["N1", "N2", "N3", "N4", "Q1", "Q2", "Q3"]
+    assert results["rows"][0]["first_loss"] == pytest.approx(1.6650, abs=5e-5)
+    assert max(row["difference"] for row in results["rows"]) < 1e-5
+    assert results["versions"]["torch"] == torch.__version__
+    assert (tmp_path / "r.html").stat().st_size > 1_000_000  # plotly is inside
+
+
+def test_readmes_table_is_the_committed_result():
+    from matconv_fast import _demo
+
+    results = json.loads((ROOT / "benchmarks" / "results" / "cpu-avx2" / "demo.json").read_text())
+    assert _demo.markdown_table(results["rows"]) in (ROOT / "README.md").read_text()
+    assert results["versions"]["matconv_fast"] == mcf.__version__
+
+
+PACKAGES = ["", "_ops/", "solve/", "kernels/", "kernels/cpu/", "kernels/gpu/"]
+
+
+@pytest.fixture(scope="module")
+def without_compiler(tmp_path_factory) -> Path:
+    """An installation from a copy of the sources, on a machine whose compiler fails."""
+    target = tmp_path_factory.mktemp("site")
+    copy = copied_sources(tmp_path_factory.mktemp("source"))
+    environment = {**os.environ, "CC": "false", "CXX": "false"}
+    command = ["install", "--quiet", "--no-build-isolation", "--no-deps", "--target", str(target), str(copy)]
+    subprocess.run([sys.executable, "-m", "pip", *command], env=environment, check=True, capture_output=True)
+    return target
+
+
+def copied_sources(target: Path) -> Path:
+    """What git tracks: no build products, no extension."""
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes((ROOT / name).read_bytes())
+    return target
+
+
+def test_without_a_compiler_it_solves_on_the_reference_and_says_so(without_compiler, tmp_path):
+    code = """
+import warnings, torch, matconv_fast as mcf
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    sol = mcf.solve(torch.diag(torch.tensor([1.0, 2.0])), throw=True)
+    mcf.solve(torch.eye(2))
+assert torch.allclose(sol.X, torch.diag(torch.tensor([1.0, 0.5])), atol=1e-4)
+assert [str(w.message) for w in caught if w.category is RuntimeWarning][0].startswith(
+    "matconv_fast: on the CPU the PyTorch reference runs: the C++ extension is not built"), caught
+assert len(caught) == 1
+print(mcf.__file__)
+print(mcf.info())
+"""
+    # -P and an empty directory: neither this checkout nor its editable installation may be found first
+    shown = run_python(code, environment={"PYTHONPATH": str(without_compiler)}, cwd=tmp_path).stdout
+    assert str(without_compiler) in shown
+    assert "path: reference" in shown
+    assert "found no C++ compiler, or no PyTorch to build against" in shown
+    assert not list(without_compiler.rglob("*.so"))
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory) -> tuple[list[str], list[str]]:
+    """Names inside the wheel, and inside the sdist, built here (without the extension: what it holds is the point)."""
+    copy, out = copied_sources(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("dist")
+    environment = {**os.environ, "CC": "false", "CXX": "false"}
+    code = (
+        f"import sys; from setuptools import build_meta as b; b.build_wheel({str(out)!r}); b.build_sdist({str(out)!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=copy, env=environment, check=True, capture_output=True)
+    (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as z, tarfile.open(sdist) as t:
+        return z.namelist(), [name.partition("/")[2] for name in t.getnames()]
+
+
+def test_the_wheel_holds_every_subpackage_and_the_sources(distributions):
+    names = distributions[0]
+    for file in sources():
+        relative = str(file.relative_to(ROOT))
+        assert (f"matconv_fast/{relative}" if relative.startswith("kernels") else relative) in names
+    for file in ROOT.glob("kernels/cpu/*.[ch]*"):
+        assert f"matconv_fast/kernels/cpu/{file.name}" in names
+    assert "matconv_fast/py.typed" in names
+    assert not any(name.startswith(("kernels/", "tests/")) for name in names)
+
+
+def test_the_sdist_builds_and_tests(distributions):
+    names = distributions[1]
+    for wanted in ("setup.py", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md", "Makefile", "constraints.txt"):
+        assert wanted in names
+    for pattern in ("kernels/**/*.py", "kernels/cpu/*.[ch]*", "matconv_fast/**/*.py", "tests/*.py"):
+        for file in ROOT.glob(pattern):
+            assert str(file.relative_to(ROOT)) in names
