@@ -15,6 +15,7 @@ test: $(VENV)/.built  ## the whole suite, doctests and README included
 lint: $(VENV)/.built $(VENV)/.linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(EXTENSION)
 	rm -rf build/typecheck
 	$(BIN)/python setup.py -q build_py --build-lib build/typecheck
 	$(BIN)/pyright --pythonpath $(BIN)/python
@@ -22,6 +23,7 @@ lint: $(VENV)/.built $(VENV)/.linters
 format: $(VENV)/.linters
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(EXTENSION)
 
 build: $(VENV)/.built
 
@@ -43,5 +45,5 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(EXTENSION)
 	touch $@
 
 $(VENV)/.linters: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c constraints.txt ruff pyright build
+	$(BIN)/pip install --quiet -c constraints.txt ruff pyright clang-format build
 	touch $@

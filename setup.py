@@ -41,6 +41,8 @@ def extension_options() -> dict:
     return {
         "ext_modules": [extension],
         "cmdclass": {"build_ext": OptionalBuild.with_options(use_ninja=False)},
+        # the extension uses no Python API at all: one wheel serves every CPython from 3.10 on
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }
 
 

@@ -5,7 +5,9 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -21,15 +23,17 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The best instruction set that the processor has and MATCONV_FAST_ISA, if set, allows.
+// The best instruction set that the processor has, no better than MATCONV_FAST_ISA where that is set.
 const Kernels& select_kernels() {
-  const char* wanted = std::getenv("MATCONV_FAST_ISA");
-  const auto allowed = [&](const char* name) { return !wanted || !*wanted || std::strcmp(wanted, name) == 0; };
 #if defined(__x86_64__)
-  if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+  const char* cap = std::getenv("MATCONV_FAST_ISA");
+  const bool capped = cap && *cap;
+  const bool avx512 = !capped || std::strcmp(cap, "avx512") == 0;
+  const bool avx2 = avx512 || std::strcmp(cap, "avx2") == 0;
+  if (avx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
     return avx512_kernels();
-  if (allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_kernels();
+  if (avx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_kernels();
 #endif
   return generic_kernels();
 }
@@ -43,19 +47,23 @@ template <typename T>
 struct Entry;
 template <>
 struct Entry<float> {
-  static long workspace(long m, long n, long p) { return active_kernels().heavy_ball_workspace_f32(m, n, p); }
+  static int64_t workspace(int64_t m, int64_t n, int64_t p) {
+    return active_kernels().heavy_ball_workspace_f32(m, n, p);
+  }
   static void run(HeavyBall<float>* q, float* work) { active_kernels().heavy_ball_f32(q, work); }
 };
 template <>
 struct Entry<double> {
-  static long workspace(long m, long n, long p) { return active_kernels().heavy_ball_workspace_f64(m, n, p); }
+  static int64_t workspace(int64_t m, int64_t n, int64_t p) {
+    return active_kernels().heavy_ball_workspace_f64(m, n, p);
+  }
   static void run(HeavyBall<double>* q, double* work) { active_kernels().heavy_ball_f64(q, work); }
 };
 
 template <typename T>
 class Workspace {
  public:
-  explicit Workspace(long elements)
+  explicit Workspace(int64_t elements)
       : data_(static_cast<T*>(::operator new(elements * sizeof(T) + 64, std::align_val_t(64)))) {}
   ~Workspace() { ::operator delete(data_, std::align_val_t(64)); }
   Workspace(const Workspace&) = delete;
@@ -92,7 +100,7 @@ T* write(const Tensor& t) {
 }
 
 // The Python side has checked what users can get wrong; this guards the memory that the kernels touch.
-void check(const Tensor& t, ScalarType dtype, long first_size, const char* op) {
+void check(const Tensor& t, ScalarType dtype, int64_t first_size, const char* op) {
   STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous(), op, ": the CPU kernel takes contiguous CPU tensors");
   STD_TORCH_CHECK(t.scalar_type() == dtype && t.size(0) == first_size, op, ": a tensor has the wrong dtype or batch");
 }
@@ -101,26 +109,37 @@ template <typename T>
 void run_heavy_ball(const Tensor& X, const Tensor& V, const Tensor& M, const Tensor& Y, const Tensor& lr,
                     const Tensor& momentum, const Tensor& limit, const Tensor& threshold, const Tensor& bail,
                     const Tensor& sums, const Tensor& taken, double scale) {
-  const long batch = X.size(0), m = X.size(1), n = X.size(2), p = M.size(2), columns = sums.size(1);
-  const long M_stride = M.size(0) == 1 ? 0 : n * p, Y_stride = Y.size(0) == 1 ? 0 : m * p;
+  const int64_t batch = X.size(0), m = X.size(1), n = X.size(2), p = M.size(2), columns = sums.size(1);
+  const int64_t M_stride = M.size(0) == 1 ? 0 : n * p, Y_stride = Y.size(0) == 1 ? 0 : m * p;
   const double work = 4.0 * m * n * p * columns + 1000;
-  const long grain = static_cast<long>(std::fmax(1.0, 1e5 / work));  // 1e5 operations repay waking a thread
-  torch::stable::parallel_for(0, batch, grain, [&](long begin, long end) {
+  const int64_t grain = static_cast<int64_t>(std::fmax(1.0, 1e5 / work));  // 1e5 operations repay waking a thread
+  torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
     const FlushDenormals flush;
     Workspace<T> workspace(Entry<T>::workspace(m, n, p));
-    for (long b = begin; b < end; ++b) {
+    for (int64_t b = begin; b < end; ++b) {
       double* row = write<double>(sums) + b * columns;
-      long visited = 0;
-      if (read<long>(limit)[b] >= 0) {
-        HeavyBall<T> q{write<T>(X) + b * m * n, write<T>(V) + b * m * n, read<T>(M) + b * M_stride,
-                       read<T>(Y) + b * Y_stride, m, n, p, read<T>(lr)[b], read<T>(momentum)[b],
-                       static_cast<T>(scale), read<long>(limit)[b], read<double>(threshold)[b],
-                       read<double>(bail)[b], row, 0};
+      int64_t visited = 0;
+      if (read<int64_t>(limit)[b] >= 0) {
+        HeavyBall<T> q{write<T>(X) + b * m * n,
+                       write<T>(V) + b * m * n,
+                       read<T>(M) + b * M_stride,
+                       read<T>(Y) + b * Y_stride,
+                       m,
+                       n,
+                       p,
+                       read<T>(lr)[b],
+                       read<T>(momentum)[b],
+                       static_cast<T>(scale),
+                       std::min(read<int64_t>(limit)[b], columns - 1),
+                       read<double>(threshold)[b],
+                       read<double>(bail)[b],
+                       row,
+                       0};
         Entry<T>::run(&q, workspace.get());
-        write<long>(taken)[b] = q.taken;
+        write<int64_t>(taken)[b] = q.taken;
         visited = q.taken + 1;
       }
-      for (long j = visited; j < columns; ++j) row[j] = std::numeric_limits<double>::quiet_NaN();
+      for (int64_t j = visited; j < columns; ++j) row[j] = std::numeric_limits<double>::quiet_NaN();
     }
   });
 }
@@ -132,14 +151,14 @@ void heavy_ball_advance(const Tensor X, const Tensor V, const std::optional<Tens
   constexpr const char* op = "heavy_ball_advance";
   STD_TORCH_CHECK(M.has_value(), op, ": the CPU kernel needs M");
   STD_TORCH_CHECK(loss == 0 || loss == 1, op, ": the CPU kernel has loss 0 (mse) and 1 (sse), got ", loss);
-  const long batch = X.size(0);
+  const int64_t batch = X.size(0);
   const ScalarType dtype = X.scalar_type();
   for (const Tensor* t : {&X, &V, &lr, &momentum}) check(*t, dtype, batch, op);
   for (const Tensor* t : {&*M, &Y}) check(*t, dtype, t->size(0) == 1 ? 1 : batch, op);
   for (const Tensor* t : {&threshold, &bail, &sums}) check(*t, ScalarType::Double, batch, op);
   for (const Tensor* t : {&limit, &taken}) check(*t, ScalarType::Long, batch, op);
-  STD_TORCH_CHECK(M->size(1) == X.size(2) && Y.size(1) == X.size(1) && Y.size(2) == M->size(2),
-                  op, ": shapes of X, M and Y do not fit");
+  STD_TORCH_CHECK(M->size(1) == X.size(2) && Y.size(1) == X.size(1) && Y.size(2) == M->size(2), op,
+                  ": shapes of X, M and Y do not fit");
   const double elements = static_cast<double>(Y.size(1)) * Y.size(2);
   const double scale = loss == 1 ? 2.0 : elements > 0 ? 2.0 / elements : 0.0;
   if (dtype == ScalarType::Float)
@@ -153,12 +172,12 @@ void heavy_ball_advance(const Tensor X, const Tensor V, const std::optional<Tens
 void finish_chunk_op(const Tensor sums, const Tensor taken, const Tensor threshold, const Tensor Y_squares,
                      const Tensor bail, const Tensor last, const Tensor best, const Tensor updates, const Tensor status,
                      const Tensor again, const Tensor counts) {
-  const long batch = sums.size(0);
+  const int64_t batch = sums.size(0);
   for (const Tensor* t : {&sums, &threshold, &Y_squares, &bail, &last, &best})
     check(*t, ScalarType::Double, batch, "finish_chunk");
   for (const Tensor* t : {&taken, &updates, &status, &again}) check(*t, ScalarType::Long, batch, "finish_chunk");
   check(counts, ScalarType::Long, 2, "finish_chunk");
-  finish_chunk({batch, static_cast<long>(sums.size(1)), read<double>(sums), read<int64_t>(taken), read<double>(threshold),
+  finish_chunk({batch, sums.size(1), read<double>(sums), read<int64_t>(taken), read<double>(threshold),
                 read<double>(Y_squares), write<double>(bail), write<double>(last), write<double>(best),
                 write<int64_t>(updates), write<int64_t>(status), write<int64_t>(again), write<int64_t>(counts)});
 }

@@ -21,7 +21,7 @@ Code judge(double sum, double threshold, double bail) {
 
 void finish_chunk(const FinishChunk& q) {
   int64_t running = 0, longest = -1;
-  for (long b = 0; b < q.batch; ++b) {
+  for (int64_t b = 0; b < q.batch; ++b) {
     q.again[b] = -1;
     if (q.status[b] != kRunning) continue;
     const double* sums = q.sums + b * q.columns;

@@ -6,7 +6,7 @@
 namespace mcf {
 
 struct FinishChunk {
-  long batch, columns;
+  int64_t batch, columns;
   const double* sums;
   const int64_t* taken;
   const double* threshold;

@@ -1,6 +1,8 @@
 // The product that every kernel family is built from: a few rows of A times one packed panel of B, held in registers.
 #pragma once
 
+#include <cstdint>
+
 #include "simd.h"
 
 namespace mcf {
@@ -9,34 +11,36 @@ namespace MCF_ISA {
 // Rows of the largest register block: 6 x 2 accumulators of AVX2's 16 registers, 12 x 2 of AVX-512's 32.
 constexpr int kMaxRows = MCF_VECTOR_BYTES == 64 ? 12 : 6;
 
-constexpr long round_up(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // Vectors in one panel: two, or one where a single vector holds every column.
 template <typename T>
-constexpr int panel_vectors(long columns) {
+constexpr int panel_vectors(int64_t columns) {
   return columns <= Simd<T>::lanes ? 1 : 2;
 }
 
 template <typename T>
-constexpr long padded(long columns) {
+constexpr int64_t padded(int64_t columns) {
   return round_up(columns, panel_vectors<T>(columns) * Simd<T>::lanes);
 }
 
-// B [k, columns], element (q, j) at B[q * row_stride + j * column_stride], into panels [k, panel width] padded with zeros.
+// B [k, columns], element (q, j) at B[q * row_stride + j * column_stride], into panels [k, panel width] padded with
+// zeros.
 template <typename T>
-MCF_INLINE void pack(const T* B, long k, long columns, long row_stride, long column_stride, T scale, T* out) {
-  const long width = panel_vectors<T>(columns) * Simd<T>::lanes;
-  for (long j0 = 0; j0 < columns; j0 += width)
-    for (long q = 0; q < k; ++q)
-      for (long j = 0; j < width; ++j)
+MCF_INLINE void pack(const T* B, int64_t k, int64_t columns, int64_t row_stride, int64_t column_stride, T scale,
+                     T* out) {
+  const int64_t width = panel_vectors<T>(columns) * Simd<T>::lanes;
+  for (int64_t j0 = 0; j0 < columns; j0 += width)
+    for (int64_t q = 0; q < k; ++q)
+      for (int64_t j = 0; j < width; ++j)
         *out++ = j0 + j < columns ? scale * B[q * row_stride + (j0 + j) * column_stride] : T(0);
 }
 
 // acc[i] += A[i, :] @ panel for R rows of A with leading dimension lda.
 template <typename T, int R, int NV>
-MCF_INLINE void multiply_panel(const T* A, long lda, const T* panel, long k, Vec<T> (&acc)[R][NV]) {
+MCF_INLINE void multiply_panel(const T* A, int64_t lda, const T* panel, int64_t k, Vec<T> (&acc)[R][NV]) {
   constexpr int lanes = Simd<T>::lanes;
-  for (long q = 0; q < k; ++q) {
+  for (int64_t q = 0; q < k; ++q) {
     Vec<T> b[NV];
     for (int h = 0; h < NV; ++h) b[h] = at(panel + (q * NV + h) * lanes);
 #pragma GCC unroll 12

@@ -1,7 +1,8 @@
 // Vector types of the instruction set that the including isa_*.cpp has selected.
 //
-// Each isa_*.cpp defines MCF_ISA (a namespace) and MCF_VECTOR_BYTES, sets the compiler's target, and includes the kernel
-// families. Kernels use no std:: templates: the linker would merge an AVX-512 instantiation with the generic one.
+// Each isa_*.cpp defines MCF_ISA (a namespace) and MCF_VECTOR_BYTES, sets the compiler's target, and includes the
+// kernel families. Kernels use no std:: templates: the linker would merge an AVX-512 instantiation with the generic
+// one.
 #pragma once
 
 #if !defined(MCF_ISA) || !defined(MCF_VECTOR_BYTES)
