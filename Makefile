@@ -9,7 +9,7 @@ EXTENSION := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 demo: $(VENV)/.built  ## the notebook's runs and the question's loops against the plain ones; writes report.html
 	$(BIN)/python -m matconv_fast demo --report report.html
 
-test: $(VENV)/.built  ## the whole suite, doctests and README included
+test: $(VENV)/.built $(VENV)/.testers  ## the whole suite, doctests and README included
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.built $(VENV)/.linters
@@ -37,11 +37,15 @@ clean:
 $(VENV)/.installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt setuptools torch
-	$(BIN)/pip install --quiet -c constraints.txt numpy triton plotly tqdm pytest hypothesis selenium
+	$(BIN)/pip install --quiet -c constraints.txt numpy "triton; platform_system == 'Linux'" plotly tqdm
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py $(EXTENSION)
 	$(BIN)/pip install --quiet --no-build-isolation --no-deps -e .
+	touch $@
+
+$(VENV)/.testers: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt pytest hypothesis selenium
 	touch $@
 
 $(VENV)/.linters: $(VENV)/.installed

@@ -24,9 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if parsed.pairs < 1:
         parser.error(f"--pairs must be at least 1, got {parsed.pairs}")
-    for path in (parsed.report,):
-        if path is not None and not path.parent.is_dir():
-            parser.error(f"--report: no directory {path.parent}")
+    if parsed.report is not None and not parsed.report.parent.is_dir():
+        parser.error(f"--report: no directory {parsed.report.parent}")
     from ._demo import run_demo
 
     run_demo(parsed.pairs, parsed.report, parsed.json)

@@ -109,6 +109,16 @@ def _broadcast_batch(given: dict[str, Tensor]) -> torch.Size:
         raise ValueError(f"batch dimensions do not broadcast: got {_list(given)}") from None
 
 
+def momentum_buffer(X: Tensor, V: Tensor, batch: torch.Size) -> None:
+    """V of a step that returns new tensors: X's rows and columns, and a batch that broadcasts."""
+    if V.shape[-2:] != X.shape[-2:]:
+        raise ValueError(f"V must match X, got {_list({'X': X, 'V': V})}")
+    try:
+        torch.broadcast_shapes(V.shape[:-2], batch)
+    except RuntimeError:
+        raise ValueError(f"batch dimensions do not broadcast: V: {describe(V)}, the problem {list(batch)}") from None
+
+
 def pair(A: Any, B: Any) -> None:
     """Two matrices that can be subtracted, as they are."""
     matrix("A", A)
@@ -157,6 +167,12 @@ def hyperparameter(name: str, value: Any, **bounds: float) -> None:
         raise TypeError(f"{name} must be a number or a floating-point tensor, got a {describe(value)}")
 
 
+def representable(name: str, value: float, dtype: torch.dtype) -> None:
+    """A number that the dtype can hold."""
+    if abs(value) > torch.finfo(dtype).max:
+        raise ValueError(f"{name} must be representable in {str(dtype).removeprefix('torch.')}, got {value}")
+
+
 def per_problem(name: str, value: Tensor, batch: torch.Size, device: torch.device) -> None:
     """A hyperparameter tensor: 0-d, or one value per problem."""
     if value.device != device and value.ndim > 0:
@@ -173,6 +189,8 @@ def writable_state(X: Tensor, V: Tensor, batch: torch.Size) -> None:
     """X and V that an in-place step can write to."""
     if V.shape != X.shape or V.dtype != X.dtype:
         raise ValueError(f"V must match X in shape and dtype, got {_list({'X': X, 'V': V})}")
+    if V.untyped_storage().data_ptr() == X.untyped_storage().data_ptr() and V.data_ptr() == X.data_ptr() and X.numel():
+        raise ValueError(f"X and V must not share memory, got {_list({'X': X, 'V': V})}")
     if X.shape[:-2] != batch:
         raise ValueError(f"X must hold the whole batch {list(batch)} to be updated in place, got a {describe(X)}")
     for name, t in (("X", X), ("V", V)):

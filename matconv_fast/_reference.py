@@ -6,8 +6,8 @@ Y [1 or B, m, p]`` (``M=None`` is the identity: no product is made).
 The contract of ``advance``, the primitive under every solver, is the same for every path:
 
 * ``limit [B]`` int64, on the device: problem b makes at most ``limit[b]`` updates; at -1 it is left alone.
-* ``sums [B, K + 1]`` float64, output, with K no less than any limit: ``sums[b, j] = ||R||_F^2`` at the j-th iterate
-  visited, the one it starts from and the one it ends at included; NaN where there is none.
+* ``sums [B, K + 1]`` float64, output, with K the largest limit: ``sums[b, j] = ||R||_F^2``, squared and added in
+  float64, at the j-th iterate visited, the one it starts from and the one it ends at included; NaN where there is none.
 * ``taken [B]`` int64, output: the updates made.
 * A kernel may stop a problem early, at the first iterate with ``sum <= threshold[b]`` or ``not sum <= bail[b]`` and
   nowhere else; one that does not leaves the stop to the caller, who replays the problem from a snapshot.
@@ -71,8 +71,8 @@ def loss_gradient(R: Tensor, M: Tensor | None, loss: str) -> Tensor:
 def distance(A: Tensor, B: Tensor, ord: str | int) -> Tensor:  # noqa: A002 - torch.linalg's own name
     """``||A - B||`` over the last two dimensions: Frobenius, largest entry, or sum of absolute entries."""
     D = A - B
-    if ord == "fro":
-        return torch.linalg.vector_norm(D, dim=(-2, -1))
+    if ord == "fro":  # in float64: the square of 1e-25 is no float32
+        return torch.linalg.vector_norm(D, dim=(-2, -1), dtype=torch.float64).to(D.dtype)
     if ord == 1:
         return D.abs().sum((-2, -1))
     if D.shape[-1] * D.shape[-2] == 0:
@@ -94,7 +94,7 @@ def heavy_ball_step(
 
 
 def _residual_into(R: Tensor, X: Tensor, M: Tensor | None, Y: Tensor) -> None:
-    """As `residual`, into R. A lone problem takes the batched product too: it gets the bits that it gets in a batch."""
+    """As `residual`, into R. A lone problem takes the batched product too, to get what it gets in a batch."""
     if M is None:
         torch.sub(X, Y, out=R)
     else:
@@ -118,7 +118,7 @@ def _advance(
     R = X.new_empty(batch, X.shape[1], Y.shape[2])
     for j in range(steps + 1):
         _residual_into(R, X, M, Y)
-        total = (R * R).sum((-2, -1), dtype=torch.float64)
+        total = torch.linalg.vector_norm(R, dim=(-2, -1), dtype=torch.float64).square_()
         sums[:, j] = total if lone else torch.where(j <= limit, total, torch.nan)
         if j == steps:
             break
@@ -148,8 +148,13 @@ def heavy_ball_advance(
     sums: Tensor,
     taken: Tensor,
     loss: int,
+    lockstep: bool,
 ) -> None:
-    """Heavy ball, residual form: ``V = momentum V + G; X = X - lr V``. ``lr, momentum [B]``; loss indexes `LOSSES`."""
+    """Heavy ball, residual form: ``V = momentum V + G; X = X - lr V``.
+
+    ``lr, momentum [B]``; ``loss`` indexes `LOSSES`. ``lockstep`` is for kernels that can run rows apart
+    from each other: whether all must run together, so that each problem stops exactly.
+    """
     rate, decay = lr[:, None, None], momentum[:, None, None]
 
     def update(gradient: Tensor) -> None:

@@ -41,6 +41,7 @@ def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None = None, *, loss:
         (0.5, [-0.5, 0.0, 0.0])
     """
     _checks.choice("loss", loss, _reference.LOSSES)
+    _checks.matrix("X", X)
     _checks.problem(X, M, Y)
     dtype = _checks.state_dtype(X.dtype)
     return _reference.residual_loss(

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from . import _reference
-from .solve import Solution
 from .solve.loop import State, run
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from .solve.solution import Solution
 
 MOST_PROBLEMS = 4  # of a batch, in one figure
 MOST_MAPS = 11  # stops of a slider
@@ -70,11 +71,12 @@ def snapshots(solution: Solution, index: int = 0, stops: Sequence[int] | None = 
     Raises:
         ValueError: M or Y was changed in place since the solve.
     """
-    problem = solution.problem
-    problem.check_unchanged()
+    if solution.problem.changed:
+        raise ValueError("M or Y was changed in place since the solve; plot or report before, or solve on a clone")
     final = int(solution.iterations.reshape(-1)[index])
-    X = solution.X.mT if problem.left else solution.X
-    last = _snapshot(solution, X.reshape(-1, problem.m, problem.n)[index], index, final)
+    last = _snapshot(solution, _iterate(solution, index), index, final)
+    if solution.state is None:  # of iterate: the distance in its own norm
+        last = dataclasses.replace(last, loss=float(solution.loss.reshape(-1)[index]))
     state = solution.start
     if state is None:
         return [last]
@@ -96,13 +98,19 @@ def snapshots(solution: Solution, index: int = 0, stops: Sequence[int] | None = 
 
 @torch.no_grad()
 def _advanced(solution: Solution, state: State, options: Any) -> State:
-    return run(solution.problem, state.solver, options, state).state
+    return run(solution.problem, state.solver, options, state.going_on()).state
+
+
+def _iterate(solution: Solution, index: int) -> Tensor:
+    """X ``[m, n]`` of one problem, in the orientation that was iterated in."""
+    problem = solution.problem
+    X = solution.X.mT if problem.left else solution.X
+    return X.reshape(problem.size, problem.m, problem.n)[index]
 
 
 def _snapshot(solution: Solution, X: Tensor, index: int, iteration: int) -> Snapshot:
     problem = solution.problem
-    M = None if problem.M is None else problem.M[index if problem.M.shape[0] > 1 else 0]
-    R = _reference.residual(X, M, problem.Y[index if problem.Y.shape[0] > 1 else 0])
+    R = _reference.residual(X, *problem.one(index))
     loss = problem.loss_of((R * R).sum(dtype=torch.float64))
     return Snapshot(iteration, (R.mT if problem.left else R).cpu(), float(loss))
 
@@ -173,7 +181,7 @@ def _problems(solution: Solution) -> list[tuple[int, str]]:
 
 
 def _curves(solution: Solution) -> list[Curve]:
-    history = solution.history.reshape(solution.problem.size, -1) if solution.problem.size else solution.history
+    history = solution.history.reshape(solution.problem.size, solution.history.shape[-1])
     before = [0] * solution.problem.size if solution.start is None else solution.start.iterations.tolist()
     return [
         Curve.of(
@@ -206,33 +214,31 @@ def solution_figure(solution: Solution) -> go.Figure:
 
 
 def direct_comparison(solution: Solution, index: int = 0) -> list[tuple[str, str]]:
-    """The iterate beside the direct answer: ``torch.linalg.inv`` where Y is the identity, else ``torch.linalg.lstsq``.
+    """The iterate beside the direct answer: ``torch.linalg.inv`` of a square M where Y is the identity, else ``lstsq``.
 
     Both in float64. Rows of (what, value).
     """
     problem = solution.problem
-    Y = problem.Y[index if problem.Y.shape[0] > 1 else 0].double()
-    X = (solution.X.mT if problem.left else solution.X).reshape(-1, problem.m, problem.n)[index].double()
+    X, (M, Y) = _iterate(solution, index).double(), problem.one(index)
     norm = torch.linalg.matrix_norm
-    if problem.M is None:
-        return [("||X - Y||_F", f"{norm(X - Y):.3e}")]
-    M = problem.M[index if problem.M.shape[0] > 1 else 0].double()
+    if M is None:
+        return [("||X - Y||_F", f"{norm(X - Y.double()):.3e}")]
+    M, Y = M.double(), Y.double()
     rows = [("||X @ M - Y||_F", f"{norm(X @ M - Y):.3e}")]
-    if problem.identity:
+    if not (M.isfinite().all() and Y.isfinite().all()) or 0 in (problem.m, problem.n, problem.p):
+        return rows
+    if problem.identity and problem.n == problem.p:
         determinant = torch.linalg.det(M)
         rows.append(("det(M)", f"{determinant:.6g}"))
         if determinant == 0:
             return [*rows, ("torch.linalg.inv(M)", "does not exist: M is singular")]
         name, direct = "torch.linalg.inv(M)", torch.linalg.inv(M)
-    else:
-        name, direct = "torch.linalg.lstsq", torch.linalg.lstsq(M.mT, Y.mT, driver=_driver(M)).solution.mT
+    else:  # gelsd alone handles rank deficiency, and is for CPUs alone
+        name, direct = "torch.linalg.lstsq", torch.linalg.lstsq(M.mT.cpu(), Y.mT.cpu(), driver="gelsd").solution.mT
+        direct = direct.to(M.device)
     rows.append((f"||{name} @ M - Y||_F", f"{norm(direct @ M - Y):.3e}"))
     rows.append((f"largest |X - {name}|", f"{(X - direct).abs().max():.3e}"))
     return rows
-
-
-def _driver(M: Tensor) -> str:
-    return "gelsd" if M.device.type == "cpu" else "gels"  # gelsd alone handles rank deficiency, and is for CPUs alone
 
 
 def html_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
@@ -289,7 +295,7 @@ def write_solution_report(solution: Solution, path: Path) -> Path:
         ("message", solution.message),
     ]
     sections: list[tuple[str, Any]] = [("Result", html_table(facts))]
-    if problem.size:
+    if problem.size and problem.m * problem.p:
         sections.append(("Loss, and residual by iteration", solution_figure(solution)))
         sections.append(("Beside the direct answer", html_table(direct_comparison(solution))))
     return write_page(path, f"matconv_fast: {equation}", sections)

@@ -12,8 +12,9 @@ def _prepare(
     X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: float | Tensor, momentum: float | Tensor, loss: str
 ) -> tuple[torch.Size, Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
     _checks.choice("loss", loss, _reference.LOSSES)
+    for name, value in (("X", X), ("V", V)):
+        _checks.matrix(name, value)
     batch, *_ = _checks.problem(X, M, Y)
-    _checks.matrix("V", V)
     _checks.same_device(X=X, V=V)
     _checks.hyperparameter("lr", lr, minimum=0)
     _checks.hyperparameter("momentum", momentum, minimum=0)
@@ -24,6 +25,7 @@ def _prepare(
             _checks.per_problem(name, value, batch, X.device)
             scalars.append(value.to(X.device, dtype))
         else:
+            _checks.representable(name, value, dtype)
             scalars.append(torch.full((), value, dtype=dtype, device=X.device))
     M, Y = (None if t is None else t.to(dtype) for t in (M, Y))
     return batch, X.to(dtype), M, Y, scalars[0], scalars[1]
@@ -66,9 +68,8 @@ def heavy_ball_step(
         >>> X.item(), V.item(), loss.item()
         (0.5, -2.0, 1.0)
     """
-    _, state, M32, Y32, rate, decay = _prepare(X, V, M, Y, lr, momentum, loss)
-    if V.shape[-2:] != X.shape[-2:]:
-        raise ValueError(f"V must match X, got X: {_checks.describe(X)}, V: {_checks.describe(V)}")
+    batch, state, M32, Y32, rate, decay = _prepare(X, V, M, Y, lr, momentum, loss)
+    _checks.momentum_buffer(X, V, batch)
     X2, V2, before = _reference.heavy_ball_step(state, V.to(state.dtype), M32, Y32, rate, decay, loss)
     return X2.to(X.dtype), V2.to(V.dtype), before
 

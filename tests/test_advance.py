@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -35,8 +36,9 @@ def call(implementation, X, V, M, Y, limit, steps, loss="mse", threshold=-1.0, b
 
 
 IMPLEMENTATIONS = {
-    "reference": _reference.heavy_ball_advance,
-    "cpu": torch.ops.matconv_fast.heavy_ball_advance,
+    "reference": partial(_reference.heavy_ball_advance, lockstep=True),
+    "cpu, lockstep": partial(torch.ops.matconv_fast.heavy_ball_advance, lockstep=True),
+    "cpu, slabs alone": partial(torch.ops.matconv_fast.heavy_ball_advance, lockstep=False),
 }
 
 
@@ -93,6 +95,57 @@ def test_chunks_of_any_length_give_the_same_bits(advance, size, dtype, generator
     assert torch.equal(Vk, whole[1])
     assert torch.equal(torch.cat(pieces, 1), whole[2][:, :-1])
     assert torch.equal(call(advance, Xk, Vk, M, Y, 0, 0)[2][:, 0], whole[2][:, -1])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 4, 4), (40, 9, 5), (100, 20, 30), (130, 33, 8), (60, 130, 130)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slabs_alone_give_the_bits_of_lockstep(shape, dtype, generator):
+    X, V, M, Y = problem(2, *shape, dtype, generator)
+    limit = torch.tensor([9, 4])
+    together, alone = (
+        call(IMPLEMENTATIONS[name], X, V, M, Y, limit, 9, lr=1e-3) for name in ("cpu, lockstep", "cpu, slabs alone")
+    )
+    for a, b in zip(together, alone, strict=True):
+        assert torch.equal(a.nan_to_num(-3.0), b.nan_to_num(-3.0))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_number_of_threads_changes_no_bit(threads, generator):
+    X, V, M, Y = problem(3, 70, 20, 20, torch.float32, generator)
+    before, advance = torch.get_num_threads(), IMPLEMENTATIONS["cpu, slabs alone"]
+    expected = call(advance, X, V, M, Y, 5, 5, lr=1e-3)
+    torch.set_num_threads(threads)
+    try:
+        found = call(advance, X, V, M, Y, 5, 5, lr=1e-3)
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip(expected, found, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("size", [3, 4, 9, 40])
+def test_fro_in_lockstep_equals_a_plain_loop(size, generator):
+    X, _, M, Y = problem(2, size, size, size, torch.float64, generator)
+    for name in ("reference", "cpu, lockstep"):
+        Xk, _, sums, _ = call(IMPLEMENTATIONS[name], X, torch.zeros_like(X), M, Y, 6, 6, "fro", lr=1e-3)
+        for b in range(2):
+            iterates, norms = plain_heavy_ball(X[b], M[b], Y[b], 1e-3, MOMENTUM, 6, "fro")
+            torch.testing.assert_close(Xk[b], iterates[-1], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(sums[b].sqrt(), torch.tensor(norms, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_the_cpu_kernel_refuses_what_it_cannot_do(generator):
+    X, V, M, Y = problem(2, 4, 4, 4, torch.float64, generator)
+    advance = IMPLEMENTATIONS["cpu, slabs alone"]
+    for arguments, message in (
+        ((X, V, M, Y, 3, 3, "fro"), "runs in lockstep only"),
+        ((X, V, M, Y[:, :3].contiguous(), 3, 3), "shapes of X, V, M, Y and sums do not fit"),
+        ((X, V[:, :2].contiguous(), M, Y, 3, 3), "shapes of X, V, M, Y and sums do not fit"),
+        ((X, V.float(), M, Y, 3, 3), "wrong dtype or batch"),
+        ((X, V, M.mT, Y, 3, 3), "contiguous CPU tensors"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call(advance, *arguments)
 
 
 def test_limits_are_per_problem(advance, generator):

@@ -39,17 +39,14 @@ def layouts(t: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", layouts(torch.zeros(2, 2)))
 @pytest.mark.parametrize("solver", [mcf.HeavyBall(0.2, 0.6), mcf.Adam(0.05)])
-def test_any_layout_gives_the_same_bits(path, kind, solver):
+@pytest.mark.parametrize("n", [7, 33])
+def test_any_layout_gives_the_same_bits(path, kind, solver, n):
     generator = torch.Generator().manual_seed(0)
-    M, Y, X0 = (
-        well_conditioned(7),
-        torch.rand(5, 7, generator=generator).double(),
-        torch.rand(5, 7, generator=generator).double(),
-    )
+    M, (Y, X0) = well_conditioned(n), torch.rand(2, 5, n, generator=generator).double()
     options = {"solver": solver, "max_iters": 60, "rtol": 0.0}
     plain = mcf.solve(M, Y, X0, **options)
     other = mcf.solve(layouts(M)[kind], layouts(Y)[kind], layouts(X0)[kind], **options)
-    assert torch.equal(plain.X, other.X.view(5, 7))
+    assert torch.equal(plain.X, other.X.view(5, n))
     assert torch.equal(plain.history, other.history.view(-1))
 
 
@@ -118,6 +115,27 @@ def test_an_empty_batch(path):
     assert sol.message == "an empty batch"
     assert "empty batch" in repr(sol)
     sol.raise_for_status()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e-10, 1e10, 1e20, 1e30])
+def test_the_size_of_Y_does_not_matter(path, scale):
+    """The squares of small and large float32 are no float32: a sum of 0 must not pass for a solved equation."""
+    M = well_conditioned(5, dtype=torch.float32)
+    sol = mcf.solve(M, scale * torch.eye(5))
+    assert bool(sol.converged)
+    residual = sol.X.double() @ M.double() - scale * torch.eye(5, dtype=torch.float64)
+    assert 0 < residual.norm() <= 1.01e-5 * scale * 5**0.5
+
+
+def test_a_tolerance_whose_square_underflows_is_never_met(path):
+    sol = mcf.solve(torch.eye(3).double(), 1e-170 * torch.eye(3).double(), max_iters=100)
+    assert not bool(sol.converged)
+    assert "underflows float64, so it cannot be tested for: scale Y up" in sol.message
+
+
+def test_an_M_too_small_for_a_step_size_says_so(path):
+    sol = mcf.solve(1e-25 * torch.eye(3), max_iters=100)
+    assert "largest singular value 1e-25, is no float32: scale M" in sol.message
 
 
 def test_momentum_auto_is_faster_than_the_default(path):

@@ -98,6 +98,19 @@ def test_iterate_in_low_precision():
     assert int(sol.iterations) == 8
 
 
+def test_the_result_is_not_the_updates_own_tensor():
+    target = B.clone()
+    sol = mcf.iterate(lambda X: target, A, B)
+    target.zero_()
+    assert torch.equal(sol.X, B)
+
+
+def test_float32_distances_too_small_to_square_are_not_equality():
+    tiny = torch.full((2, 2), 1e-25)
+    assert not bool(mcf.is_close(tiny, torch.zeros(2, 2)))
+    assert int(mcf.iterate(lambda X: X / 2, tiny, torch.zeros(2, 2), max_iters=9).iterations) == 9
+
+
 def test_an_update_that_needs_gradients_turns_them_on():
     def descend(X):
         with torch.enable_grad():

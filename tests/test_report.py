@@ -75,14 +75,34 @@ def test_plot_shows_the_loss_and_a_map_for_every_stop():
         lambda: mcf.iterate(lambda A: A / 2, torch.ones(2, 2), torch.zeros(2, 2)),
         lambda: mcf.solve(torch.ones(0, 3, 3)),
         lambda: mcf.solve(torch.full((2, 2), torch.nan), solver=mcf.HeavyBall(0.1)),
+        lambda: mcf.solve(torch.full((2, 2), torch.nan), torch.ones(2, 2), solver=mcf.HeavyBall(0.1)),
+        lambda: mcf.solve(torch.eye(3, 2)),
+        lambda: mcf.solve(torch.ones(0, 3), torch.ones(2, 3), max_iters=4),
+        lambda: mcf.solve(torch.ones(3, 3), torch.ones(0, 3)),
+        lambda: mcf.solve(torch.ones(3, 0), torch.ones(2, 0)),
     ],
-    ids=["plain", "batch", "singular", "rectangular", "adam", "no iteration", "iterate", "empty", "nan"],
+    ids=[
+        "plain",
+        "batch",
+        "singular",
+        "rectangular",
+        "adam",
+        "no iteration",
+        "iterate",
+        "no problem",
+        "nan",
+        "nan and Y",
+        "left inverse",
+        "no unknowns",
+        "no rows",
+        "no columns",
+    ],
 )
 def test_any_solution_has_a_report(tmp_path, solution):
     sol = solution()
     written = sol.report(tmp_path / "run.html")
     text = written.read_text()
-    assert "<script" in text or sol.problem.size == 0
+    assert "<script" in text or 0 in (sol.problem.size, sol.problem.m, sol.problem.p)
     assert 'src="http' not in text  # opens without a network
     assert "message" in text
 

@@ -23,6 +23,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+enum Loss : int64_t { kMse, kSse, kFro };  // the order of LOSSES in matconv_fast/_reference.py
+
 // The best instruction set that the processor has, no better than MATCONV_FAST_ISA where that is set.
 const Kernels& select_kernels() {
 #if defined(__x86_64__)
@@ -43,22 +45,8 @@ const Kernels& active_kernels() {
   return kernels;
 }
 
-template <typename T>
-struct Entry;
-template <>
-struct Entry<float> {
-  static int64_t workspace(int64_t m, int64_t n, int64_t p) {
-    return active_kernels().heavy_ball_workspace_f32(m, n, p);
-  }
-  static void run(HeavyBall<float>* q, float* work) { active_kernels().heavy_ball_f32(q, work); }
-};
-template <>
-struct Entry<double> {
-  static int64_t workspace(int64_t m, int64_t n, int64_t p) {
-    return active_kernels().heavy_ball_workspace_f64(m, n, p);
-  }
-  static void run(HeavyBall<double>* q, double* work) { active_kernels().heavy_ball_f64(q, work); }
-};
+const HeavyBallKernels<float>& heavy_ball_kernels(float) { return active_kernels().heavy_ball_f32; }
+const HeavyBallKernels<double>& heavy_ball_kernels(double) { return active_kernels().heavy_ball_f64; }
 
 template <typename T>
 class Workspace {
@@ -105,68 +93,131 @@ void check(const Tensor& t, ScalarType dtype, int64_t first_size, const char* op
   STD_TORCH_CHECK(t.scalar_type() == dtype && t.size(0) == first_size, op, ": a tensor has the wrong dtype or batch");
 }
 
+// The tensors of one call, as the kernels' arguments.
 template <typename T>
-void run_heavy_ball(const Tensor& X, const Tensor& V, const Tensor& M, const Tensor& Y, const Tensor& lr,
-                    const Tensor& momentum, const Tensor& limit, const Tensor& threshold, const Tensor& bail,
-                    const Tensor& sums, const Tensor& taken, double scale) {
+struct HeavyBallCall {
+  const Tensor &X, &V, &M, &Y, &lr, &momentum, &limit, &threshold, &bail, &sums, &taken;
+  T scale;
+  bool unit;
+  const HeavyBallKernels<T>& kernels = heavy_ball_kernels(T());
   const int64_t batch = X.size(0), m = X.size(1), n = X.size(2), p = M.size(2), columns = sums.size(1);
-  const int64_t M_stride = M.size(0) == 1 ? 0 : n * p, Y_stride = Y.size(0) == 1 ? 0 : m * p;
-  const double work = 4.0 * m * n * p * columns + 1000;
-  const int64_t grain = static_cast<int64_t>(std::fmax(1.0, 1e5 / work));  // 1e5 operations repay waking a thread
-  torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
-    const FlushDenormals flush;
-    Workspace<T> workspace(Entry<T>::workspace(m, n, p));
-    for (int64_t b = begin; b < end; ++b) {
-      double* row = write<double>(sums) + b * columns;
-      int64_t visited = 0;
-      if (read<int64_t>(limit)[b] >= 0) {
-        HeavyBall<T> q{write<T>(X) + b * m * n,
-                       write<T>(V) + b * m * n,
-                       read<T>(M) + b * M_stride,
-                       read<T>(Y) + b * Y_stride,
-                       m,
-                       n,
-                       p,
-                       read<T>(lr)[b],
-                       read<T>(momentum)[b],
-                       static_cast<T>(scale),
-                       std::min(read<int64_t>(limit)[b], columns - 1),
-                       read<double>(threshold)[b],
-                       read<double>(bail)[b],
-                       row,
-                       0};
-        Entry<T>::run(&q, workspace.get());
-        write<int64_t>(taken)[b] = q.taken;
-        visited = q.taken + 1;
+  const bool shared = M.size(0) == 1;
+  const int64_t packed = kernels.packed_elements(n, p) + 64 / sizeof(T);  // each begins on a cache line of its own
+
+  bool runs(int64_t b) const { return read<int64_t>(limit)[b] >= 0; }
+
+  HeavyBall<T> problem(int64_t b) const {
+    return {write<T>(X) + b * m * n,
+            write<T>(V) + b * m * n,
+            read<T>(Y) + (Y.size(0) == 1 ? 0 : b * m * p),
+            m,
+            n,
+            p,
+            read<T>(lr)[b],
+            read<T>(momentum)[b],
+            unit,
+            std::min(read<int64_t>(limit)[b], columns - 1),
+            read<double>(threshold)[b],
+            read<double>(bail)[b],
+            write<double>(sums) + b * columns};
+  }
+
+  void pack(int64_t b, T* out) const { kernels.pack(read<T>(M) + (shared ? 0 : b * n * p), n, p, scale, out); }
+
+  void finish(int64_t b, int64_t updates) const {
+    if (runs(b)) write<int64_t>(taken)[b] = updates;
+    double* row = write<double>(sums) + b * columns;
+    for (int64_t j = runs(b) ? updates + 1 : 0; j < columns; ++j) row[j] = std::numeric_limits<double>::quiet_NaN();
+  }
+
+  // One thread a problem, which stops exactly.
+  void lockstep() const {
+    Workspace<T> common(shared ? packed : 0);
+    if (shared) pack(0, common.get());
+    const double work = 4.0 * m * n * p * columns + 1000;
+    const int64_t grain = static_cast<int64_t>(std::fmax(1.0, 1e5 / work));  // 1e5 operations repay waking a thread
+    torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
+      const FlushDenormals flush;
+      Workspace<T> own(shared ? 0 : packed), state(kernels.workspace_elements(m, n, p));
+      for (int64_t b = begin; b < end; ++b) {
+        int64_t updates = 0;
+        if (runs(b)) {
+          if (!shared) pack(b, own.get());
+          updates = kernels.lockstep(problem(b), shared ? common.get() : own.get(), state.get());
+        }
+        finish(b, updates);
       }
-      for (int64_t j = visited; j < columns; ++j) row[j] = std::numeric_limits<double>::quiet_NaN();
+    });
+  }
+
+  // Each slab of rows makes all its iterations by itself; the sums of the slabs are added in their order.
+  void alone() const {
+    const int64_t slabs = kernels.slabs(m, n, p), matrices = shared ? 1 : batch;
+    Workspace<T> packs(matrices * round_up(packed));
+    Workspace<double> partial(batch * slabs * columns);
+    torch::stable::parallel_for(0, matrices, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) pack(b, packs.get() + b * round_up(packed));
+    });
+    torch::stable::parallel_for(0, batch * slabs, 1, [&](int64_t begin, int64_t end) {
+      const FlushDenormals flush;
+      Workspace<T> state(kernels.workspace_elements(m / slabs + 1, n, p));
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t b = item / slabs;
+        if (!runs(b)) continue;
+        HeavyBall<T> q = problem(b);
+        q.sums = partial.get() + item * columns;
+        kernels.alone(q, item % slabs, packs.get() + (shared ? 0 : b * round_up(packed)), state.get());
+      }
+    });
+    for (int64_t b = 0; b < batch; ++b) {
+      if (!runs(b)) {
+        finish(b, 0);
+        continue;
+      }
+      const int64_t updates = problem(b).limit;
+      double* row = write<double>(sums) + b * columns;
+      for (int64_t j = 0; j <= updates; ++j) {
+        row[j] = 0;
+        for (int64_t slab = 0; slab < slabs; ++slab) row[j] += partial.get()[(b * slabs + slab) * columns + j];
+      }
+      finish(b, updates);
     }
-  });
-}
+  }
+
+  static int64_t round_up(int64_t elements) {
+    const int64_t line = 64 / sizeof(T);
+    return (elements + line - 1) / line * line;
+  }
+};
 
 // Contract of `advance`: see matconv_fast/_reference.py.
 void heavy_ball_advance(const Tensor X, const Tensor V, const std::optional<Tensor> M, const Tensor Y, const Tensor lr,
                         const Tensor momentum, const Tensor limit, const Tensor threshold, const Tensor bail,
-                        const Tensor sums, const Tensor taken, int64_t loss) {
+                        const Tensor sums, const Tensor taken, int64_t loss, bool lockstep) {
   constexpr const char* op = "heavy_ball_advance";
   STD_TORCH_CHECK(M.has_value(), op, ": the CPU kernel needs M");
-  STD_TORCH_CHECK(loss == 0 || loss == 1, op, ": the CPU kernel has loss 0 (mse) and 1 (sse), got ", loss);
+  STD_TORCH_CHECK(loss >= kMse && loss <= kFro, op, ": loss is 0 (mse), 1 (sse) or 2 (fro), got ", loss);
+  STD_TORCH_CHECK(lockstep || loss != kFro, op, ": fro couples the rows and runs in lockstep only");
   const int64_t batch = X.size(0);
   const ScalarType dtype = X.scalar_type();
   for (const Tensor* t : {&X, &V, &lr, &momentum}) check(*t, dtype, batch, op);
   for (const Tensor* t : {&*M, &Y}) check(*t, dtype, t->size(0) == 1 ? 1 : batch, op);
   for (const Tensor* t : {&threshold, &bail, &sums}) check(*t, ScalarType::Double, batch, op);
   for (const Tensor* t : {&limit, &taken}) check(*t, ScalarType::Long, batch, op);
-  STD_TORCH_CHECK(M->size(1) == X.size(2) && Y.size(1) == X.size(1) && Y.size(2) == M->size(2), op,
-                  ": shapes of X, M and Y do not fit");
+  STD_TORCH_CHECK(M->size(1) == X.size(2) && Y.size(1) == X.size(1) && Y.size(2) == M->size(2) &&
+                      V.size(1) == X.size(1) && V.size(2) == X.size(2) && sums.size(1) >= 1,
+                  op, ": shapes of X, V, M, Y and sums do not fit");
   const double elements = static_cast<double>(Y.size(1)) * Y.size(2);
-  const double scale = loss == 1 ? 2.0 : elements > 0 ? 2.0 / elements : 0.0;
-  if (dtype == ScalarType::Float)
-    run_heavy_ball<float>(X, V, *M, Y, lr, momentum, limit, threshold, bail, sums, taken, scale);
-  else if (dtype == ScalarType::Double)
-    run_heavy_ball<double>(X, V, *M, Y, lr, momentum, limit, threshold, bail, sums, taken, scale);
-  else
-    STD_TORCH_CHECK(false, op, ": the CPU kernel computes in float32 and float64");
+  const double scale = loss == kFro ? 1.0 : loss == kSse ? 2.0 : elements > 0 ? 2.0 / elements : 0.0;
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    const HeavyBallCall<T> call{
+        X, V, *M, Y, lr, momentum, limit, threshold, bail, sums, taken, static_cast<T>(scale), loss == kFro};
+    lockstep ? call.lockstep() : call.alone();
+  };
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op,
+                  ": the CPU kernel computes in float32 and float64");
+  dtype == ScalarType::Float ? run(0.0f) : run(0.0);
 }
 
 void finish_chunk_op(const Tensor sums, const Tensor taken, const Tensor threshold, const Tensor Y_squares,

@@ -38,9 +38,14 @@ def load() -> str:
 
 
 def prefers_heavy_ball(m: int, n: int, p: int) -> bool:
-    """Whether the native kernel is the faster path for problems of this size.
+    """Whether the native kernel is the faster path for problems of this size."""
+    return m * n * p <= 512**3
 
-    One thread runs one problem in lockstep; from about 96 cubed on, torch's threaded GEMM takes less time (measured on
-    two AVX2 cores in float32: native 3.0 times faster at 64, 1.5 at 96, equal at 128).
+
+def heavy_ball_in_lockstep(batch: int, m: int, n: int, p: int, threads: int) -> bool:
+    """Whether one thread should take each problem through its iterations, slab by slab, and stop it exactly.
+
+    Otherwise the slabs of rows run apart, on all threads: for few problems, of a size that has several slabs and
+    repays the iterations that are run past a stop.
     """
-    return m * n * p <= 96**3
+    return batch >= threads or m * n * p < 32**3

@@ -45,7 +45,7 @@ MCF_INLINE void multiply_panel(const T* A, int64_t lda, const T* panel, int64_t 
     for (int h = 0; h < NV; ++h) b[h] = at(panel + (q * NV + h) * lanes);
 #pragma GCC unroll 12
     for (int i = 0; i < R; ++i) {
-      const Vec<T> a = Vec<T>{} + A[i * lda + q];
+      const Vec<T> a = A[i * lda + q] - Vec<T>{};  // one broadcasting load; 0 + a would be an addition
       for (int h = 0; h < NV; ++h) acc[i][h] += a * b[h];
     }
   }

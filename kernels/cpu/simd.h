@@ -10,14 +10,20 @@
 #endif
 
 #define MCF_INLINE static inline __attribute__((always_inline))
+#define MCF_INLINE_MEMBER inline __attribute__((always_inline))
 
 namespace mcf {
 namespace MCF_ISA {
 
+template <typename T, int lanes>
+struct Vector {
+  typedef T Type __attribute__((vector_size(lanes * sizeof(T))));
+};
+
 template <typename T>
 struct Simd {
   static constexpr int lanes = MCF_VECTOR_BYTES / sizeof(T);
-  typedef T Vec __attribute__((vector_size(MCF_VECTOR_BYTES)));
+  using Vec = typename Vector<T, lanes>::Type;
 };
 
 template <typename T>
@@ -33,13 +39,36 @@ MCF_INLINE const Vec<T>& at(const T* p) {
   return *reinterpret_cast<const Vec<T>*>(p);
 }
 
-// Sum of the lanes, always in the same order.
-template <typename V>
-MCF_INLINE double lane_sum(const V& v, int lanes) {
-  double sum = 0;
-  for (int l = 0; l < lanes; ++l) sum += static_cast<double>(v[l]);
-  return sum;
-}
+// Sum of squares, in float64 whatever the lanes are: the square of 1e-20 is no float32, and a sum of 0 would pass for a
+// solved equation. The lanes are added in a fixed order.
+template <typename T, int lanes>
+struct SquareSum {
+  static constexpr int parts = lanes * static_cast<int>(sizeof(T)) < 16 ? 1 : static_cast<int>(8 / sizeof(T));
+  static constexpr int width = lanes / parts;  // doubles in a part, as many bytes as the vector itself
+  using Narrow = typename Vector<T, width>::Type;
+  using Wide = typename Vector<double, width>::Type;
+  Wide sums[parts] = {};
+
+  template <typename V>
+  MCF_INLINE_MEMBER void add(const V& v) {
+    for (int part = 0; part < parts; ++part) {
+      Narrow narrow;
+      __builtin_memcpy(&narrow, reinterpret_cast<const char*>(&v) + part * sizeof(narrow), sizeof(narrow));
+      const Wide wide = __builtin_convertvector(narrow, Wide);
+      sums[part] += wide * wide;
+    }
+  }
+  MCF_INLINE_MEMBER double total() const {
+    Wide all = sums[0];
+    for (int part = 1; part < parts; ++part) all += sums[part];
+    double sum = 0;
+    for (int l = 0; l < width; ++l) sum += all[l];
+    return sum;
+  }
+};
+
+template <typename T>
+using Sum = SquareSum<T, Simd<T>::lanes>;
 
 }  // namespace MCF_ISA
 }  // namespace mcf

@@ -53,7 +53,7 @@ def forced() -> str | None:
     return wanted
 
 
-def heavy_ball_path(device: torch.device, loss: str, has_M: bool, m: int, n: int, p: int) -> str:
+def heavy_ball_path(device: torch.device, has_M: bool, m: int, n: int, p: int) -> str:
     """``"cpu"`` (C++) or ``"reference"`` for the heavy ball's `advance` on problems of this kind."""
     wanted = forced()
     if wanted == "reference":
@@ -65,15 +65,16 @@ def heavy_ball_path(device: torch.device, loss: str, has_M: bool, m: int, n: int
     if missing is not None:
         announce(f"on the CPU the PyTorch reference runs: {missing}")
         return "reference"
-    supported = has_M and loss in ("mse", "sse")
     if wanted == "cpu":
-        if not supported:
-            announce(
-                f"no C++ kernel for the heavy ball with loss={loss!r}{'' if has_M else ' and M=None'}: "
-                "the PyTorch reference runs"
-            )
-        return "cpu" if supported else "reference"
-    return "cpu" if supported and cpu.prefers_heavy_ball(m, n, p) else "reference"
+        if not has_M:
+            announce("no C++ kernel for the heavy ball with M=None: the PyTorch reference runs")
+        return "cpu" if has_M else "reference"
+    return "cpu" if has_M and cpu.prefers_heavy_ball(m, n, p) else "reference"
+
+
+def heavy_ball_in_lockstep(path: str, batch: int, m: int, n: int, p: int) -> bool:
+    """Whether every problem stops inside the kernel; the reference never does, and goes by chunks small enough."""
+    return path == "reference" or cpu.heavy_ball_in_lockstep(batch, m, n, p, torch.get_num_threads())
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _cpu_info(forced_path: str | None) -> DeviceInfo:
         return DeviceInfo("cpu", name, "reference (PyTorch operators)", f"no C++ kernels: {missing}")
     if forced_path == "reference":
         return DeviceInfo("cpu", name, "reference (PyTorch operators)", "forced by MATCONV_FAST_BACKEND")
-    note = "C++: heavy ball with mse or sse, in float32 and float64, up to m n p = 96^3; reference: everything else"
+    note = "C++: heavy ball in float32 and float64, up to m n p = 512^3; reference: everything else"
     return DeviceInfo("cpu", name, f"cpu (C++ kernels, {cpu.load()})", note)
 
 

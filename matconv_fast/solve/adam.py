@@ -38,7 +38,7 @@ class Adam(Solver):
 
     def __post_init__(self) -> None:
         _checks.hyperparameter("lr", self.lr, above=0)
-        if len(self.betas) != 2:
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers, got {self.betas!r}")
         for index, beta in enumerate(self.betas):
             _checks.number(f"betas[{index}]", beta, minimum=0, below=1)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _reference
 from .options import Options
 from .problem import Problem
 
-# A residual within this many units of rounding of ||X|| ||M|| + ||Y|| may be as small as the dtype allows.
+# A residual within this many units of rounding of ||X|| ||M|| + ||Y|| may be as small as the dtype allows. It takes so
+# many because the updates round too, and on an ill-conditioned M that costs more than the rounding of the residual.
 FLOOR_UNITS = 1_000
 
-# Less progress than this, in ||R||, over one interval counts as none.
+# An explicit patience asks for this much progress, in ||R||; without one, any progress beyond rounding will do.
 PROGRESS = 0.01
+
+# The smallest square that is still a normal float64: tolerances below its root cannot be tested for.
+SMALLEST_SQUARE = 2.3e-308
 
 
 def tolerance(problem: Problem, options: Options, Y_norm: Tensor) -> Tensor:
@@ -21,16 +24,30 @@ def tolerance(problem: Problem, options: Options, Y_norm: Tensor) -> Tensor:
     return (options.relative(problem.input_dtype) * Y_norm).clamp_(min=options.atol)
 
 
+def threshold(problem: Problem, tolerance: Tensor) -> Tensor:
+    """The tolerance on the sum of squares; -1, which nothing meets, where a tolerance above 0 has no square.
+
+    That matters in float64 alone: any float32 but 0 has a square in float64, so there a sum of 0 means equality.
+    """
+    square = tolerance.square()
+    if problem.dtype != torch.float64:
+        return square
+    return torch.where((tolerance > 0) & (square < SMALLEST_SQUARE), -1.0, square)
+
+
 def stagnated(problem: Problem, X: Tensor, sums: Tensor, best: Tensor, mark: Tensor, explicit: bool) -> Tensor:
     """Whether the best residual has come to a halt since the last look, ``[B]`` bool.
 
-    With an explicit patience that is all. Without, the halt must have a reason: the residual, or its gradient, is as
-    small as rounding lets it be. A slow fall far above rounding goes on until `max_iters`.
+    With an explicit patience: whether it fell by less than `PROGRESS`. Without, a slow fall goes on until `max_iters`:
+    it must have stopped falling altogether, and the residual must either stand still there or be near what rounding
+    allows; the momentum's own rise and fall is neither.
     """
-    halted = best > (1 - PROGRESS) ** 2 * mark
     if explicit:
-        return halted
-    return halted & (at_rounding_floor(problem, X, sums) | is_stationary(problem, X, sums))
+        return best > (1 - PROGRESS) ** 2 * mark
+    eps = torch.finfo(problem.dtype).eps
+    halted = best > (1 - 4 * eps) * mark
+    still = sums <= (1 + 1e-3) * best
+    return halted & (still | (at_rounding_floor(problem, X, sums) & (sums <= 100 * best)))
 
 
 def at_rounding_floor(problem: Problem, X: Tensor, sums: Tensor) -> Tensor:
@@ -39,16 +56,6 @@ def at_rounding_floor(problem: Problem, X: Tensor, sums: Tensor) -> Tensor:
     norm_M = 1.0 if problem.M is None else torch.linalg.vector_norm(problem.M, dim=(-2, -1), dtype=torch.float64)
     floor = FLOOR_UNITS * torch.finfo(problem.dtype).eps * (norm_X * norm_M + problem.Y_norm())
     return sums.sqrt() <= floor
-
-
-def is_stationary(problem: Problem, X: Tensor, sums: Tensor) -> Tensor:
-    """Whether ``R M^T`` vanishes although R does not: a least-squares solution where there is no exact one."""
-    if problem.M is None:
-        return torch.zeros_like(sums, dtype=torch.bool)
-    R = _reference.residual(X, problem.M, problem.Y)
-    gradient = torch.linalg.vector_norm(R @ problem.M.mT, dim=(-2, -1), dtype=torch.float64)
-    norm_M = torch.linalg.vector_norm(problem.M, dim=(-2, -1), dtype=torch.float64)
-    return gradient <= FLOOR_UNITS * torch.finfo(problem.dtype).eps * norm_M * sums.sqrt()
 
 
 def poll(counts: Tensor) -> tuple[int, int]:

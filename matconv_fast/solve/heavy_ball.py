@@ -63,8 +63,8 @@ class HeavyBall(Solver):
         momentum = problem.per_problem("momentum", self.momentum)
         if self.lr is not None:
             return problem.per_problem("lr", self.lr), momentum
-        curvature = problem.scale * spectrum.largest(problem).to(problem.dtype)
-        return torch.where(curvature > 0, (1 + momentum) / curvature, 1.0), momentum
+        curvature = problem.scale * spectrum.largest(problem)
+        return _cast(torch.where(curvature > 0, (1 + momentum.double()) / curvature, 1.0), problem), momentum
 
     def _optimal(self, problem: Problem) -> tuple[Tensor, Tensor]:
         low, high = (problem.scale * value for value in spectrum.extremes(problem))
@@ -73,28 +73,34 @@ class HeavyBall(Solver):
         else:
             lr = problem.per_problem("lr", self.lr).double()
         momentum = (1 - (lr * low).sqrt().clamp(max=1)) ** 2
-        return lr.to(problem.dtype), momentum.to(problem.dtype)
+        return _cast(lr, problem), momentum.to(problem.dtype)
 
     def prepare(self, problem: Problem) -> Prepared:
         """See `Solver`."""
         lr, momentum = self.hyperparameters(problem)
-        path = backend.heavy_ball_path(
-            problem.device, problem.loss, problem.M is not None, problem.m, problem.n, problem.p
-        )
+        shape = (problem.m, problem.n, problem.p)
+        path = backend.heavy_ball_path(problem.device, problem.M is not None, *shape)
+        lockstep = problem.loss == "fro" or backend.heavy_ball_in_lockstep(path, problem.size, *shape)
 
         def advance(X: Tensor, buffers: tuple[Tensor, ...], chunk: Chunk) -> None:
             (V,) = buffers
             heavy_ball_advance(
                 X, V, problem.M, problem.Y, lr, momentum, chunk.limit, chunk.threshold, chunk.bail, chunk.sums,
-                chunk.taken, loss=problem.loss, path=path,
+                chunk.taken, loss=problem.loss, path=path, lockstep=lockstep,
             )  # fmt: skip
 
         if path == "reference":
             return Prepared(advance)
         # the C++ kernel runs at 5 to 100 GFLOP/s: 1e9 operations end within 0.2 s
         operations = problem.size * (4 * problem.m * problem.n * problem.p + 200)
-        return Prepared(advance, max(1, min(1_000_000_000 // max(operations, 1), 1 << 16)))
+        return Prepared(advance, max(1, min(1_000_000_000 // max(operations, 1), 1 << 16)), overshoots=not lockstep)
 
     def buffers(self, problem: Problem, X: Tensor) -> tuple[Tensor, ...]:
         """``(V,)``, zeros."""
         return (torch.zeros_like(X),)
+
+
+def _cast(lr: Tensor, problem: Problem) -> Tensor:
+    """To the problem's dtype, within its range: for an M so small or so large that the step size is beyond it."""
+    limits = torch.finfo(problem.dtype)
+    return lr.clamp(limits.tiny, limits.max).to(problem.dtype)

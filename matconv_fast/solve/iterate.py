@@ -114,7 +114,7 @@ def iterate(
     recorded = torch.stack(history, -1)[..., : int(entries.max()) if record_every and problem.size else 0]
     past = torch.arange(recorded.shape[-1], device=A.device) >= entries[..., None]
     solution = Solution(
-        X=X,
+        X=X if masked else X.clone(),  # the update may have returned a tensor that the user keeps
         loss=gap,
         residual_norm=gap.double(),
         iterations=iterations,

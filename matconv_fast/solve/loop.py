@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from .progress import progress_bar
 from .solver import Chunk, Solver
 from .status import Status
 
+FIRST_CHUNK = 16  # where chunks grow with the run
+
 
 @dataclass(frozen=True, eq=False)
 class State:
@@ -26,7 +28,9 @@ class State:
         buffers: the solver's own, such as ``(V,)``.
         solver: whose they are.
         iterations: ``[B]`` int64, updates made so far.
-        bail: ``[B]`` float64, ``||R||^2`` beyond which a problem counts as diverged.
+        status: ``[B]`` int64, the codes that the problems ended with; RUNNING in a fresh one.
+        sums: ``[B]`` float64, ``||R||^2`` of X.
+        bail: ``[B]`` float64, ``||R||^2`` beyond which a problem counts as diverged; like the next two, NaN at first.
         best: ``[B]`` float64, smallest ``||R||^2`` so far.
         mark: ``[B]`` float64, what ``best`` was at the last look for stagnation.
         age: updates since that look.
@@ -36,22 +40,36 @@ class State:
     buffers: tuple[Tensor, ...]
     solver: Solver
     iterations: Tensor
-    bail: Tensor | None = None
-    best: Tensor | None = None
-    mark: Tensor | None = None
+    status: Tensor
+    sums: Tensor
+    bail: Tensor
+    best: Tensor
+    mark: Tensor
     age: int = 0
+
+    @classmethod
+    def fresh(cls, X: Tensor, buffers: tuple[Tensor, ...], solver: Solver, iterations: Tensor | None = None) -> State:
+        """A start of which nothing is known but X and the buffers: all problems run, and the sums are NaN."""
+        if iterations is None:
+            iterations = torch.zeros(X.shape[0], dtype=torch.int64, device=X.device)
+        unknown = torch.full((X.shape[0],), torch.nan, dtype=torch.float64, device=X.device)
+        running = torch.full_like(iterations, _reference.RUNNING)
+        return cls(X, buffers, solver, iterations, running, unknown, unknown, unknown, unknown)
+
+    def going_on(self, *, all_problems: bool = False) -> State:
+        """The same as a start: the problems that met a tolerance or a limit run again, or all of them."""
+        goes_on = (self.status == Status.MAX_ITERATIONS) | (self.status == Status.CONVERGED) | all_problems
+        return replace(self, status=torch.where(goes_on, _reference.RUNNING, self.status))
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What one run of the loop yields: the state it ends in, and per problem the last sum of squares and status code.
+    """What one run of the loop yields: the state that it ends in, and the losses on the way.
 
     ``history [B, H]`` holds the loss after 0, record_every, 2 record_every, ... updates of this run, NaN past the stop.
     """
 
     state: State
-    sums: Tensor
-    status: Tensor
     history: Tensor
 
 
@@ -67,7 +85,9 @@ class _History:
         """``sums[:, j]`` belongs to the iterate after ``done + j`` updates; j = 0 is known from the chunk before."""
         if self.every:
             first = self.every - done % self.every
-            self.pieces.append(sums[:, first :: self.every])
+            piece = sums[:, first :: self.every]  # a copy where it is thin: a view would keep all of sums
+            if piece.shape[1]:
+                self.pieces.append(piece if self.every == 1 else piece.clone())
 
     def finish(self, problem: Problem, updates: Tensor) -> Tensor:
         """Losses ``[B, H]``, cut after the longest run and NaN past the end of the shorter ones."""
@@ -90,16 +110,12 @@ class _Run:
         self.state = [t.clone() for t in (start.X, *start.buffers)]
         self.snapshot = [torch.empty_like(t) for t in self.state] if options.limit else []
         Y_norm = problem.Y_norm()
-        self.threshold = convergence.tolerance(problem, options, Y_norm).square_()
+        self.threshold = convergence.threshold(problem, convergence.tolerance(problem, options, Y_norm))
         self.Y_squares = Y_norm.square()
-        # NaN: not known yet
-        self.bail, self.last, self.best = torch.full((3, batch), torch.nan, dtype=torch.float64, device=device).unbind()
-        if start.bail is not None and start.best is not None:
-            self.bail.copy_(start.bail)
-            self.best.copy_(start.best)
+        self.bail, self.last, self.best = torch.stack((start.bail, start.sums, start.best)).unbind()
         integers = torch.full((4, batch), 0, dtype=torch.int64, device=device)
         self.updates, self.taken, self.again, self.status = integers.unbind()
-        self.status.fill_(_reference.RUNNING)
+        self.status.copy_(start.status)
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)
 
     def advance(self, limit: Tensor, steps: int) -> Tensor:
@@ -146,13 +162,15 @@ def run(problem: Problem, solver: Solver, options: Options, start: State) -> Out
     sums = work.advance(torch.zeros_like(work.updates), 0)
     running, _ = work.finish(sums)
     history = _History(options.record_every, sums[:, 0])
-    mark = work.best.clone() if start.mark is None else start.mark
     interval, age, done = options.stagnation_interval(problem.input_dtype), start.age, 0
+    mark = start.mark if interval is None else torch.where(start.mark.isnan(), work.best, start.mark)
     chunk = min(options.check_every or work.prepared.chunk, work.prepared.chunk)
 
     with progress_bar(options.progress, options.limit) as bar:
         while running and done < options.limit:
             steps = min(chunk, options.limit - done)
+            if work.prepared.overshoots and interval is not None:  # at most as much is run in vain as was run before
+                steps = min(steps, max(FIRST_CHUNK, done))
             if interval is not None:
                 age %= interval
                 steps = min(steps, interval - age)
@@ -167,5 +185,6 @@ def run(problem: Problem, solver: Solver, options: Options, start: State) -> Out
 
     status = work.status.masked_fill_(work.status == _reference.RUNNING, Status.MAX_ITERATIONS)
     iterations = start.iterations + work.updates
-    end = State(work.state[0], tuple(work.state[1:]), solver, iterations, work.bail, work.best, mark, age)
-    return Outcome(end, work.last, status, history.finish(problem, work.updates))
+    X, *buffers = work.state
+    end = State(X, tuple(buffers), solver, iterations, status, work.last, work.bail, work.best, mark, age)
+    return Outcome(end, history.finish(problem, work.updates))

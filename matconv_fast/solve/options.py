@@ -44,6 +44,11 @@ class Options:
         """Most updates that this call makes."""
         return DEFAULT_MAX_ITERS if self.max_iters is None else self.max_iters
 
+    @property
+    def tolerances(self) -> tuple[float | int | None, ...]:
+        """What decides that a problem is done."""
+        return self.atol, self.rtol, self.patience
+
     def relative(self, dtype: torch.dtype) -> float:
         """The relative tolerance, chosen by the inputs' dtype where the user named none."""
         return DEFAULT_RTOL[dtype] if self.rtol is None else self.rtol

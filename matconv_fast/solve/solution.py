@@ -74,15 +74,15 @@ class Solution:
         if not failed and len(codes) > 1:
             return f"all {len(codes)} problems converged"
         index = failed[0] if failed else 0
-        text = self._explain(index, Status(codes[index]))
+        text = self._explain(index)
         if len(codes) == 1:
             return text
         return f"{len(failed)} of {len(codes)} problems did not converge; problem {index} {text}"
 
-    def _explain(self, index: int, status: Status) -> str:
+    def _explain(self, index: int) -> str:
         if self.state is not None:
-            sums = self.residual_norm.reshape(-1) ** 2
-            return diagnosis.explain(self.problem, self.state, self.options, index, status, sums)
+            return diagnosis.explain(self.problem, self.state, self.options, index)
+        status = Status(int(self.status.reshape(-1)[index]))
         gap, count = float(self.residual_norm.reshape(-1)[index]), int(self.iterations.reshape(-1)[index])
         advice = {
             Status.CONVERGED: "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -19,11 +20,15 @@ from .solver import Solver
 
 def _fresh(problem: Problem, solver: Solver, X0: Tensor | None) -> State:
     X = problem.start(X0)
-    iterations = torch.zeros(problem.size, dtype=torch.int64, device=problem.device)
-    return State(X, solver.buffers(problem, X), solver, iterations)
+    return State.fresh(X, solver.buffers(problem, X), solver)
 
 
-def _resume(problem: Problem, solver: Solver | None, previous: Solution) -> State:
+def _resume(problem: Problem, options: Options, solver: Solver | None, previous: Solution) -> State:
+    """The state that `previous` ended in, as a start.
+
+    On the same equation it keeps what was known of it, and a problem that had diverged or stagnated under the same
+    tolerances stays as it was; on another one, X and the solver's buffers alone go on.
+    """
     state = previous.state
     if state is None:
         raise ValueError("X0 is a Solution of iterate(), which has no state to go on from; pass its X instead")
@@ -40,7 +45,10 @@ def _resume(problem: Problem, solver: Solver | None, previous: Solution) -> Stat
             f"X0 is a Solution of {was}, whose state {wanted} cannot go on from; "
             "pass X0=solution.X to start anew from its X"
         )
-    return state
+    if not problem.is_same(previous.problem):
+        return State.fresh(state.X, state.buffers, solver or state.solver, state.iterations)
+    same_solver = solver is None or solver.is_same(state.solver)
+    return state.going_on(all_problems=not (same_solver and options.tolerances == previous.options.tolerances))
 
 
 def solve(
@@ -81,7 +89,8 @@ def solve(
         check_every: iterations between two looks at the result by the host; None chooses. It changes no result.
         record_every: iterations between two entries of the history; 0 records none.
         patience: end STAGNATED when the smallest ``||R||_F`` fell by less than 1 % over this many iterations. None
-            asks every 1,000, and ends it only where rounding, or an equation without solution, explains the halt.
+            asks every 1,000, and ends it only where the residual stands still: at what rounding allows, or at the
+            least-squares minimum of an equation without solution.
         progress: show a progress bar (needs tqdm).
         throw: raise unless every problem converges.
 
@@ -108,11 +117,11 @@ def solve(
     options = Options(atol, rtol, max_iters, check_every, record_every, patience, progress, throw)
     if solver is not None and not isinstance(solver, Solver):
         raise TypeError(f"solver must be a solver object such as HeavyBall(), got {_checks.describe(solver)}")
-    with torch.no_grad():
+    with torch.no_grad(), _without_autocast(M, Y):
         problem = Problem.of(M, Y, None if isinstance(X0, Solution) else X0, loss, left)
         _refuse_gradients(grad_enabled, M, Y)
         if isinstance(X0, Solution):
-            start = _resume(problem, solver, X0)
+            start = _resume(problem, options, solver, X0)
             solver = solver or start.solver
         else:
             solver = solver or HeavyBall()
@@ -121,6 +130,14 @@ def solve(
     if throw:
         solution.raise_for_status()
     return solution
+
+
+def _without_autocast(M: Any, Y: Any) -> contextlib.AbstractContextManager[Any]:
+    """The iteration has its own rules of precision."""
+    kind = next((t.device.type for t in (M, Y) if isinstance(t, Tensor)), "cpu")
+    if torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _refuse_gradients(recording: bool, M: Tensor | None, Y: Tensor | None) -> None:
@@ -134,17 +151,19 @@ def _refuse_gradients(recording: bool, M: Tensor | None, Y: Tensor | None) -> No
 
 
 def _solution(problem: Problem, options: Options, start: State, outcome: loop.Outcome) -> Solution:
+    state = outcome.state
+
     def shaped(t: Tensor) -> Tensor:
         return t.view(problem.batch)
 
     return Solution(
-        X=problem.of_user(outcome.state.X),
-        loss=shaped(problem.loss_of(outcome.sums)),
-        residual_norm=shaped(outcome.sums.sqrt()),
-        iterations=shaped(outcome.state.iterations),
-        status=shaped(outcome.status),
+        X=problem.of_user(state.X.clone()),  # the user's to change: the state stays
+        loss=shaped(problem.loss_of(state.sums)),
+        residual_norm=shaped(state.sums.sqrt()),
+        iterations=shaped(state.iterations.clone()),
+        status=shaped(state.status.clone()),
         history=outcome.history.view(*problem.batch, outcome.history.shape[1]),
-        state=outcome.state,
+        state=state,
         problem=problem,
         options=options,
         start=start,

@@ -32,14 +32,23 @@ class Prepared:
     Attributes:
         advance: ``advance(X, buffers, chunk)`` runs up to ``chunk.limit`` updates of each problem, in place.
         chunk: updates in one such call that stay well under a second, so that Ctrl-C is answered.
+        overshoots: `advance` runs a whole chunk past a problem's stop, at a price that grows with the chunk.
     """
 
     advance: Callable[[Tensor, tuple[Tensor, ...], Chunk], None]
     chunk: int = REFERENCE_CHUNK
+    overshoots: bool = False
 
 
 class Solver(abc.ABC):
     """Hyperparameters of an iteration. The loop in `loop.py` runs every solver; contract in ``_reference.py``."""
+
+    def is_same(self, other: Solver) -> bool:
+        """Whether it has the same hyperparameters; tensors count by identity, their values are not read."""
+        if type(self) is not type(other):
+            return False
+        mine, theirs = vars(self), vars(other)
+        return all(v is theirs[k] or (not isinstance(v, Tensor) and v == theirs[k]) for k, v in mine.items())
 
     @abc.abstractmethod
     def prepare(self, problem: Problem) -> Prepared:

@@ -46,7 +46,8 @@ def largest(problem: Problem) -> Tensor:
     if M is None or min(problem.n, problem.p) <= EXACT_SIZE:
         return extremes(problem)[1]
     generator = torch.Generator().manual_seed(0)
-    v = torch.randn(problem.n, 1, generator=generator, dtype=torch.float64).to(problem.device, problem.dtype)
+    v = torch.randn(problem.n, 1, generator=generator, dtype=torch.float64, device="cpu")
+    v = v.to(problem.device, problem.dtype)
     v = v.expand(M.shape[0], -1, -1)
     square = v.new_zeros(M.shape[0], 1, 1)
     for _ in range(POWER_ITERATIONS):
