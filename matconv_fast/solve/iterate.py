@@ -102,7 +102,7 @@ def iterate(
             if record_every and done % record_every == 0:
                 history.append(gap)
             if done % every == 0:
-                going = bool(running.any())
+                going = bool(running.any() if masked else running)
                 if progress:
                     bar.update(done, gap)
     if not masked:
@@ -140,4 +140,4 @@ def _updated(update: Callable[[Tensor], Tensor | None], work: Tensor, shape: tup
     if result.shape != shape or result.dtype != work.dtype or result.device != work.device:
         wanted, came = _checks.describe(work), _checks.describe(result)
         raise ValueError(f"update must return what it was given, a {wanted}, got a {came}")
-    return result.detach()
+    return result.detach() if result.requires_grad else result
