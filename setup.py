@@ -8,7 +8,8 @@ here, and ``python -m matconv_fast info`` says so later.
 from setuptools import setup
 
 SOURCES = ["bindings", "finish_chunk", "isa_generic", "isa_avx2", "isa_avx512"]
-HEADERS = ["simd", "microkernel", "finish_chunk", "heavy_ball", "heavy_ball_tiny", "heavy_ball_slab"]
+HEADERS = ["simd", "microkernel", "distance", "distance_impl", "finish_chunk", "heavy_ball", "heavy_ball_tiny"]
+HEADERS += ["heavy_ball_slab", "isa", "kernels"]
 NOT_BUILT = "matconv_fast: CPU kernels NOT built ({}); solves on the CPU will run on the PyTorch reference."
 
 

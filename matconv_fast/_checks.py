@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-ORDS = ("fro", "max", 1)
 
 
 def describe(value: object) -> str:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 LOSSES = ("mse", "sse", "fro")
+ORDS = ("fro", "max", 1)
 
 # Codes of how a problem stands; matconv_fast.Status gives them names.
 RUNNING, CONVERGED, MAX_ITERATIONS, DIVERGED, STAGNATED, NONFINITE = range(-1, 5)

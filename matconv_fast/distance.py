@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _reference
+from ._ops import distance as distance_op
 
 
 def distance(A: Tensor, B: Tensor, *, ord: str | int = "fro") -> Tensor:  # noqa: A002 - torch.linalg's own name
@@ -31,10 +32,12 @@ def distance(A: Tensor, B: Tensor, *, ord: str | int = "fro") -> Tensor:  # noqa
         >>> [mcf.distance(A, B, ord=ord).item() for ord in ("fro", "max", 1)]
         [5.0, 4.0, 7.0]
     """
-    _checks.choice("ord", ord, _checks.ORDS)
+    _checks.choice("ord", ord, _reference.ORDS)
     _checks.pair(A, B)
     dtype = _checks.state_dtype(A.dtype)
-    return _reference.distance(A.to(dtype), B.to(dtype), ord)
+    if dtype != A.dtype:
+        A, B = A.to(dtype), B.to(dtype)
+    return distance_op(A, B, ord)
 
 
 def is_close(A: Tensor, B: Tensor, *, atol: float = 0.0, rtol: float = 0.0) -> Tensor:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 
 from matconv_fast._ops import backend
 
 
+@pytest.fixture
+def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Set MATCONV_FAST_BACKEND as if the process had just started: it is read once, and some things are said once."""
+
+    def forget() -> None:
+        backend.forced.cache_clear()
+        backend.announce.cache_clear()
+
+    def set_to(value: str) -> None:
+        monkeypatch.setenv("MATCONV_FAST_BACKEND", value)
+        forget()
+
+    yield set_to
+    monkeypatch.undo()
+    forget()
+
+
 @pytest.fixture(params=["reference", "cpu"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def path(request: pytest.FixtureRequest, force: Callable[[str], None]) -> str:
     """Force one implementation; the kernels' own suite and the reference's are the same tests."""
-    monkeypatch.setenv("MATCONV_FAST_BACKEND", request.param)
-    backend.announce.cache_clear()  # what is said once a process is said once a test here
+    force(request.param)
     return request.param
 
 

@@ -104,8 +104,8 @@ def test_a_refused_step_writes_nothing():
     ("value", "pattern"),
     [("gpu", "must be one of reference, cpu, triton, got 'gpu'"), ("triton", "no Triton kernels yet")],
 )
-def test_an_unknown_or_missing_backend_is_refused(monkeypatch, value, pattern):
-    monkeypatch.setenv("MATCONV_FAST_BACKEND", value)
+def test_an_unknown_or_missing_backend_is_refused(force, value, pattern):
+    force(value)
     with pytest.raises((ValueError, RuntimeError), match=pattern):
         mcf.solve(M)
     assert value in str(mcf.info())

@@ -16,7 +16,6 @@ import torch
 
 import matconv_fast as mcf
 from matconv_fast.__main__ import main
-from matconv_fast._ops import backend
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -128,14 +127,14 @@ def run_python(code: str, *, environment: dict[str, str] | None = None, cwd: Pat
     )  # fmt: skip
 
 
-def test_info_names_the_path_of_each_device(monkeypatch):
+def test_info_names_the_path_of_each_device(force):
     shown = str(mcf.info())
     assert f"matconv_fast {mcf.__version__}" in shown
     assert torch.__version__ in shown
     assert mcf.info().version == mcf.__version__
     assert mcf.info().devices[0].path.startswith("cpu (C++ kernels, ")
     assert "cuda" in shown
-    monkeypatch.setenv("MATCONV_FAST_BACKEND", "reference")
+    force("reference")
     assert mcf.info().devices[0].path.startswith("reference")
     assert mcf.info().forced == "reference"
 
@@ -163,9 +162,8 @@ def test_an_unknown_instruction_set_is_refused_with_the_list():
     assert "MATCONV_FAST_ISA must be one of generic, avx2, avx512, got 'mmx'" in shown
 
 
-def test_what_has_no_kernel_says_so_once(monkeypatch):
-    monkeypatch.setenv("MATCONV_FAST_BACKEND", "cpu")
-    backend.announce.cache_clear()
+def test_what_has_no_kernel_says_so_once(force):
+    force("cpu")
     with pytest.warns(RuntimeWarning, match=r"no C\+\+ kernel for the heavy ball with M=None") as caught:
         [mcf.solve(None, torch.eye(2), solver=mcf.HeavyBall(0.1), max_iters=3) for _ in range(3)]
     assert len(caught) == 1

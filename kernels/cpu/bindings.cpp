@@ -15,7 +15,7 @@
 #include <optional>
 
 #include "finish_chunk.h"
-#include "heavy_ball.h"
+#include "kernels.h"
 
 namespace mcf {
 namespace {
@@ -45,8 +45,8 @@ const Kernels& active_kernels() {
   return kernels;
 }
 
-const HeavyBallKernels<float>& heavy_ball_kernels(float) { return active_kernels().heavy_ball_f32; }
-const HeavyBallKernels<double>& heavy_ball_kernels(double) { return active_kernels().heavy_ball_f64; }
+const TypedKernels<float>& typed_kernels(float) { return active_kernels().f32; }
+const TypedKernels<double>& typed_kernels(double) { return active_kernels().f64; }
 
 template <typename T>
 class Workspace {
@@ -99,7 +99,7 @@ struct HeavyBallCall {
   const Tensor &X, &V, &M, &Y, &lr, &momentum, &limit, &threshold, &bail, &sums, &taken;
   T scale;
   bool unit;
-  const HeavyBallKernels<T>& kernels = heavy_ball_kernels(T());
+  const HeavyBallKernels<T>& kernels = typed_kernels(T()).heavy_ball;
   const int64_t batch = X.size(0), m = X.size(1), n = X.size(2), p = M.size(2), columns = sums.size(1);
   const bool shared = M.size(0) == 1;
   const int64_t packed = kernels.packed_elements(n, p) + 64 / sizeof(T);  // each begins on a cache line of its own
@@ -220,6 +220,71 @@ void heavy_ball_advance(const Tensor X, const Tensor V, const std::optional<Tens
   dtype == ScalarType::Float ? run(0.0f) : run(0.0);
 }
 
+enum Ord : int64_t { kFrobenius, kMax, kOne };  // the order of ORDS in matconv_fast/_reference.py
+
+// A and B: [m, n] or [batch, m, n] with contiguous rows; the distance of each problem, in their dtype.
+template <typename T>
+Tensor run_distance(const Tensor& A, const Tensor& B, int64_t ord) {
+  const int64_t dim = A.dim(), batch = dim == 3 ? A.size(0) : 1, m = A.size(dim - 2), n = A.size(dim - 1);
+  const int64_t A_row = A.stride(dim - 2), B_row = B.stride(dim - 2);
+  const bool flat = m <= 1 || (A_row == n && B_row == n);
+  const int64_t rows = flat ? 1 : m, columns = flat ? m * n : n;
+  // Blocks depend on the shape alone, so the sum does not depend on the threads: 32,768 elements, or whole rows.
+  constexpr int64_t block = 1 << 15;
+  const int64_t rows_in_block = std::max<int64_t>(1, block / std::max<int64_t>(1, columns));
+  const int64_t row_blocks = (rows + rows_in_block - 1) / rows_in_block;
+  const int64_t column_blocks = std::max<int64_t>(1, (columns + block - 1) / block);
+  const int64_t blocks = row_blocks * column_blocks;
+  const DistanceKernels<T>& kernels = typed_kernels(T()).distance;
+  const auto kernel = ord == kFrobenius ? kernels.squares : ord == kMax ? kernels.largest : kernels.absolute;
+  const auto combine = [&](double a, double b) { return ord != kMax ? a + b : a > b || a != a ? a : b; };
+
+  const int64_t shape = batch;
+  Tensor result = torch::stable::new_empty(A, {&shape, dim == 3 ? size_t(1) : size_t(0)});
+  double few[64];
+  Workspace<double> many(batch * blocks > 64 ? batch * blocks : 0);
+  double* partial = batch * blocks > 64 ? many.get() : few;
+  const auto run_blocks = [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t b = item / blocks, row0 = item % blocks / column_blocks * rows_in_block;
+      const int64_t column0 = item % column_blocks * block;
+      const T* a_base = read<T>(A) + (dim == 3 ? b * A.stride(0) : 0) + column0;
+      const T* b_base = read<T>(B) + (dim == 3 ? b * B.stride(0) : 0) + column0;
+      double value = 0;
+      for (int64_t row = row0; row < std::min(rows, row0 + rows_in_block); ++row)
+        value = combine(value, kernel(a_base + row * A_row, b_base + row * B_row, std::min(block, columns - column0)));
+      partial[item] = value;
+    }
+  };
+  if (batch * blocks == 1)
+    run_blocks(0, 1);  // one block is not worth a thread pool's 5 us
+  else
+    torch::stable::parallel_for(0, batch * blocks, std::max<int64_t>(1, block / std::max<int64_t>(1, m * n)),
+                                run_blocks);
+  for (int64_t b = 0; b < batch; ++b) {
+    double value = 0;
+    for (int64_t i = 0; i < blocks; ++i) value = combine(value, partial[b * blocks + i]);
+    write<T>(result)[b] = static_cast<T>(ord == kFrobenius ? std::sqrt(value) : value);
+  }
+  return result;
+}
+
+Tensor distance_op(const Tensor A, const Tensor B, int64_t ord) {
+  constexpr const char* op = "distance";
+  const int64_t dim = A.dim();
+  STD_TORCH_CHECK(A.is_cpu() && B.is_cpu() && A.scalar_type() == B.scalar_type() && B.dim() == dim, op,
+                  ": the CPU kernel takes two CPU tensors of one dtype");
+  STD_TORCH_CHECK(dim == 2 || dim == 3, op, ": the CPU kernel takes [m, n] or [batch, m, n]");
+  for (int64_t d = 0; d < dim; ++d) STD_TORCH_CHECK(A.size(d) == B.size(d), op, ": the shapes differ");
+  for (const Tensor* t : {&A, &B})
+    STD_TORCH_CHECK(t->stride(dim - 1) == 1 || t->size(dim - 1) <= 1, op, ": rows must be contiguous");
+  STD_TORCH_CHECK(ord >= kFrobenius && ord <= kOne, op, ": ord is 0 (fro), 1 (max) or 2 (1), got ", ord);
+  const ScalarType dtype = A.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op,
+                  ": the CPU kernel computes in float32 and float64");
+  return dtype == ScalarType::Float ? run_distance<float>(A, B, ord) : run_distance<double>(A, B, ord);
+}
+
 void finish_chunk_op(const Tensor sums, const Tensor taken, const Tensor threshold, const Tensor Y_squares,
                      const Tensor bail, const Tensor last, const Tensor best, const Tensor updates, const Tensor status,
                      const Tensor again, const Tensor counts) {
@@ -240,6 +305,7 @@ void finish_chunk_op(const Tensor sums, const Tensor taken, const Tensor thresho
 extern "C" __attribute__((visibility("default"))) const char* matconv_fast_isa() { return mcf::active_kernels().name; }
 
 STABLE_TORCH_LIBRARY_IMPL(matconv_fast, CPU, m) {
+  m.impl("distance", TORCH_BOX(&mcf::distance_op));
   m.impl("finish_chunk", TORCH_BOX(&mcf::finish_chunk_op));
   m.impl("heavy_ball_advance", TORCH_BOX(&mcf::heavy_ball_advance));
 }

@@ -33,16 +33,4 @@ struct HeavyBallKernels {
   int64_t (*alone)(const HeavyBall<T>& problem, int64_t slab, const T* packed, T* workspace);
 };
 
-struct Kernels {  // of one instruction set
-  const char* name;
-  HeavyBallKernels<float> heavy_ball_f32;
-  HeavyBallKernels<double> heavy_ball_f64;
-};
-
-const Kernels& generic_kernels();
-#if defined(__x86_64__)
-const Kernels& avx2_kernels();
-const Kernels& avx512_kernels();
-#endif
-
 }  // namespace mcf

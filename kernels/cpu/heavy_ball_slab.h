@@ -68,7 +68,7 @@ MCF_INLINE void residual_block(const T* x, int64_t n_pad, int64_t n, const T* pa
   for (int i = 0; i < R; ++i)
     for (int h = 0; h < NV; ++h) {
       at(r + i * p_pad + h * lanes) = acc[i][h];
-      square.add(acc[i][h]);
+      square.add_square(acc[i][h]);
     }
 }
 

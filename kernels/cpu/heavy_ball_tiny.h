@@ -90,11 +90,11 @@ MCF_INLINE int64_t tiny(const HeavyBall<T>& q, const T* packed) {
   int64_t k = 0;
   for (;; ++k) {
     V4 r[S::count];
-    SquareSum<T, S::lanes> square;
+    WideSum<T, S::lanes> square;
 #pragma GCC unroll 4
     for (int i = 0; i < S::count; ++i) {
       r[i] = tiny_product<T>(x[i], m, minus_y[i]);
-      square.add(r[i]);
+      square.add_square(r[i]);
     }
     if (stops(q, k, square.total())) break;
 #pragma GCC unroll 4

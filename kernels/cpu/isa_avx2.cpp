@@ -9,14 +9,7 @@
 #endif
 #define MCF_ISA avx2
 #define MCF_VECTOR_BYTES 32
-#include "heavy_ball_slab.h"
-
-namespace mcf {
-const Kernels& avx2_kernels() {
-  static constexpr Kernels table{"avx2", avx2::heavy_ball_kernels<float>(), avx2::heavy_ball_kernels<double>()};
-  return table;
-}
-}  // namespace mcf
+#include "isa.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

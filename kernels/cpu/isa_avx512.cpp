@@ -10,14 +10,7 @@
 #endif
 #define MCF_ISA avx512
 #define MCF_VECTOR_BYTES 64
-#include "heavy_ball_slab.h"
-
-namespace mcf {
-const Kernels& avx512_kernels() {
-  static constexpr Kernels table{"avx512", avx512::heavy_ball_kernels<float>(), avx512::heavy_ball_kernels<double>()};
-  return table;
-}
-}  // namespace mcf
+#include "isa.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

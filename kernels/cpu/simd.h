@@ -39,22 +39,30 @@ MCF_INLINE const Vec<T>& at(const T* p) {
   return *reinterpret_cast<const Vec<T>*>(p);
 }
 
-// Sum of squares, in float64 whatever the lanes are: the square of 1e-20 is no float32, and a sum of 0 would pass for a
-// solved equation. The lanes are added in a fixed order.
+// A sum in float64, whatever the lanes are: the square of 1e-20 is no float32, and a sum of 0 would pass for a solved
+// equation. The lanes are added in a fixed order.
 template <typename T, int lanes>
-struct SquareSum {
-  static constexpr int parts = lanes * static_cast<int>(sizeof(T)) < 16 ? 1 : static_cast<int>(8 / sizeof(T));
+struct WideSum {
+  static constexpr int parts = static_cast<int>(8 / sizeof(T));
   static constexpr int width = lanes / parts;  // doubles in a part, as many bytes as the vector itself
   using Narrow = typename Vector<T, width>::Type;
   using Wide = typename Vector<double, width>::Type;
   Wide sums[parts] = {};
 
   template <typename V>
+  static MCF_INLINE_MEMBER Wide widen(const V& v, int part) {
+    Narrow narrow;
+    __builtin_memcpy(&narrow, reinterpret_cast<const char*>(&v) + part * sizeof(narrow), sizeof(narrow));
+    return __builtin_convertvector(narrow, Wide);
+  }
+  template <typename V>
   MCF_INLINE_MEMBER void add(const V& v) {
+    for (int part = 0; part < parts; ++part) sums[part] += widen(v, part);
+  }
+  template <typename V>
+  MCF_INLINE_MEMBER void add_square(const V& v) {
     for (int part = 0; part < parts; ++part) {
-      Narrow narrow;
-      __builtin_memcpy(&narrow, reinterpret_cast<const char*>(&v) + part * sizeof(narrow), sizeof(narrow));
-      const Wide wide = __builtin_convertvector(narrow, Wide);
+      const Wide wide = widen(v, part);
       sums[part] += wide * wide;
     }
   }
@@ -68,7 +76,7 @@ struct SquareSum {
 };
 
 template <typename T>
-using Sum = SquareSum<T, Simd<T>::lanes>;
+using Sum = WideSum<T, Simd<T>::lanes>;
 
 }  // namespace MCF_ISA
 }  // namespace mcf

@@ -6,8 +6,9 @@ and a CPU without the extension, gets the PyTorch reference through the composit
 
 from . import backend
 from .chunk import finish_chunk
+from .distance import distance
 from .heavy_ball import heavy_ball_advance
 
 backend.load_native()
 
-__all__ = ["backend", "finish_chunk", "heavy_ball_advance"]
+__all__ = ["backend", "distance", "finish_chunk", "heavy_ball_advance"]

@@ -33,8 +33,9 @@ def announce(message: str) -> None:
     warnings.warn(f"matconv_fast: {message}", RuntimeWarning, stacklevel=2)
 
 
+@functools.cache  # a look at the environment takes 5 us, a step on a small matrix not much more
 def forced() -> str | None:
-    """The path that MATCONV_FAST_BACKEND asks for.
+    """The path that MATCONV_FAST_BACKEND asks for, read once a process.
 
     Raises:
         ValueError: it names no backend.
@@ -53,19 +54,24 @@ def forced() -> str | None:
     return wanted
 
 
-def heavy_ball_path(device: torch.device, has_M: bool, m: int, n: int, p: int) -> str:
-    """``"cpu"`` (C++) or ``"reference"`` for the heavy ball's `advance` on problems of this kind."""
-    wanted = forced()
-    if wanted == "reference":
-        return wanted
+def runs_native(device: torch.device) -> bool:
+    """Whether the C++ kernels serve this device; says once why not, where they could."""
+    if forced() == "reference":
+        return False
     if device.type != "cpu":
         announce(f"{NO_TRITON_KERNELS}: on {device.type} the PyTorch reference runs")
-        return "reference"
+        return False
     missing = load_native()
     if missing is not None:
         announce(f"on the CPU the PyTorch reference runs: {missing}")
+    return missing is None
+
+
+def heavy_ball_path(device: torch.device, has_M: bool, m: int, n: int, p: int) -> str:
+    """``"cpu"`` (C++) or ``"reference"`` for the heavy ball's `advance` on problems of this kind."""
+    if not runs_native(device):
         return "reference"
-    if wanted == "cpu":
+    if forced() == "cpu":
         if not has_M:
             announce("no C++ kernel for the heavy ball with M=None: the PyTorch reference runs")
         return "cpu" if has_M else "reference"
@@ -123,7 +129,7 @@ def _cpu_info(forced_path: str | None) -> DeviceInfo:
         return DeviceInfo("cpu", name, "reference (PyTorch operators)", f"no C++ kernels: {missing}")
     if forced_path == "reference":
         return DeviceInfo("cpu", name, "reference (PyTorch operators)", "forced by MATCONV_FAST_BACKEND")
-    note = "C++: heavy ball in float32 and float64, up to m n p = 512^3; reference: everything else"
+    note = "C++: distance, and the heavy ball up to m n p = 512^3, in float32 and float64; reference: the rest"
     return DeviceInfo("cpu", name, f"cpu (C++ kernels, {cpu.load()})", note)
 
 

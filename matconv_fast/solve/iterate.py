@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks, _reference
+from .._ops import distance
 from .options import Options
 from .problem import Problem
 from .progress import progress_bar
@@ -70,17 +71,17 @@ def iterate(
     options = Options(atol, rtol, max_iters, check_every, record_every, None, progress, throw)
     if not callable(update):
         raise TypeError(f"update must be callable, got {_checks.describe(update)}")
-    _checks.choice("ord", ord, _checks.ORDS)
+    _checks.choice("ord", ord, _reference.ORDS)
     _checks.pair(A, B)
     problem = Problem.of(None, B.detach(), A.detach(), "fro", left=False)
     shape = (*problem.batch, problem.m, problem.n)
 
     dtype, target = problem.dtype, B.to(problem.dtype)
     work = A.expand(shape).clone()  # what the update works on; it may go on past the stop
-    X, gap = work.clone(), _reference.distance(work.to(dtype), target, ord)
+    X, gap = work.clone(), distance(work.to(dtype), target, ord)
     tolerance = torch.full_like(gap, atol)
     if rtol:
-        tolerance = (rtol * _reference.distance(target, torch.zeros_like(target), ord)).clamp(min=atol).expand_as(gap)
+        tolerance = (rtol * distance(target, torch.zeros_like(target), ord)).clamp(min=atol).expand_as(gap)
     every = check_every or (1 if A.device.type == "cpu" else GPU_CHECK_EVERY)
     masked = every > 1 or problem.size != 1  # else nothing is computed past the stop that must be held back
 
@@ -91,7 +92,7 @@ def iterate(
     with progress_bar(progress, max_iters) as bar:
         while going and done < max_iters:
             work = _updated(update, work, shape)
-            now = _reference.distance(work if work.dtype == dtype else work.to(dtype), target, ord)
+            now = distance(work if work.dtype == dtype else work.to(dtype), target, ord)
             if masked:
                 X, gap = torch.where(running[..., None, None], work, X), torch.where(running, now, gap)
                 iterations += running

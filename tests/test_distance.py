@@ -1,0 +1,108 @@
+"""The distance kernel against float64, in every layout that it takes and some that it leaves to the reference."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import matconv_fast as mcf
+
+ORDS = ("fro", "max", 1)
+# one vector and less, a tail, several blocks of 32,768, rows longer than a block
+SHAPES = [(0, 0), (0, 5), (5, 0), (1, 1), (3, 7), (5, 16), (33, 33), (200, 199), (2, 40_000), (70_000, 1), (300, 300)]
+
+
+def pair(*shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    A, B = torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(dtype)
+    return A, B
+
+
+def truth(A, B, norm):
+    D = (A.double() - B.double()).abs()
+    if norm == "max":
+        return D.amax((-2, -1)) if D.shape[-1] * D.shape[-2] else D.sum((-2, -1))
+    return D.sum((-2, -1)) if norm == 1 else (D**2).sum((-2, -1)).sqrt()
+
+
+@pytest.mark.parametrize("norm", ORDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_the_formula(path, norm, dtype, shape):
+    A, B = pair(*shape, dtype=dtype)
+    found = mcf.distance(A, B, ord=norm)
+    assert found.dtype == dtype
+    # A - B is rounded once to the dtype, and the result once more; a float64 sum rounds as it goes
+    units = 2 if dtype == torch.float32 else 32
+    torch.testing.assert_close(found.double(), truth(A, B, norm), rtol=units * torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("norm", ORDS)
+def test_any_layout(path, norm):
+    A, B = pair(40, 60)
+    wide = torch.randn(40, 100)
+    wide[:, 20:80] = A
+    strided = torch.randn(40, 120)
+    strided[:, ::2] = A
+    whole = mcf.distance(A, B, ord=norm)
+    for same in (wide[:, 20:80], strided[:, ::2], A.T.contiguous().T):
+        torch.testing.assert_close(mcf.distance(same, B, ord=norm), whole)
+        torch.testing.assert_close(mcf.distance(B, same, ord=norm), whole)
+    row, column = A[:1].expand(40, 60), A[:, :1].expand(40, 60)
+    for expanded in (row, column):
+        torch.testing.assert_close(
+            mcf.distance(expanded, B, ord=norm), mcf.distance(expanded.contiguous(), B, ord=norm)
+        )
+
+
+@pytest.mark.parametrize("norm", ORDS)
+@pytest.mark.parametrize("batches", [((3,), ()), ((), (3,)), ((3,), (3,)), ((2, 3), (3,)), ((2, 1), (3,)), ((0,), ())])
+def test_batches(path, norm, batches):
+    A, B = (pair(*batch, 9, 11)[k] for k, batch in enumerate(batches))
+    torch.testing.assert_close(mcf.distance(A, B, ord=norm).double(), truth(A, B, norm), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("norm", ORDS)
+@pytest.mark.parametrize("place", [(0, 0), (16, 31), (39, 59)])
+def test_nan_and_infinity_come_through(path, norm, place):
+    A, B = pair(40, 60)
+    A[place] = math.inf
+    assert mcf.distance(A, B, ord=norm) == math.inf
+    B[place] = math.inf
+    assert mcf.distance(A, B, ord=norm).isnan()
+    assert not mcf.is_close(A, B, atol=1e30)
+
+
+def test_large_and_small_numbers(path):
+    for size in (1e-30, 1e30):
+        A = torch.full((50, 50), size)
+        torch.testing.assert_close(mcf.distance(A, 0 * A).item(), 50 * size, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("norm", ORDS)
+def test_the_number_of_threads_changes_no_bit(norm):
+    A, B = pair(700, 300)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(mcf.distance(A, B, ord=norm))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_the_operator_is_well_made():
+    A, B = pair(3, 5, 7)
+    for sample in ((A, B, 0), (A[0], B[0], 1), (A.mT.contiguous().mT[:, :, :1], B[:, :, :1], 2), (A[:0], B[:0], 0)):
+        torch.library.opcheck(torch.ops.matconv_fast.distance.default, sample)
+    for arguments, message in (
+        ((A, B[:2], 0), "the shapes differ"),
+        ((A.mT, B.mT, 0), "rows must be contiguous"),
+        ((A, B.double(), 0), "one dtype"),
+        ((A.half(), B.half(), 0), "float32 and float64"),
+        ((A, B, 3), "ord is 0"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.matconv_fast.distance(*arguments)
