@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTENSION := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 
-.PHONY: demo test lint format build dist clean
+EXTENSION_TESTS := $(wildcard tests/*.cpp)
+
+.PHONY: demo test lint sanitize format build dist clean
 
 demo: $(VENV)/.built  ## the notebook's runs and the question's loops against the plain ones; writes report.html
 	$(BIN)/python -m matconv_fast demo --report report.html
@@ -15,15 +17,24 @@ test: $(VENV)/.built $(VENV)/.testers  ## the whole suite, doctests and README i
 lint: $(VENV)/.built $(VENV)/.linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(EXTENSION)
+	$(BIN)/clang-format --dry-run --Werror $(EXTENSION) $(EXTENSION_TESTS)
 	rm -rf build/typecheck
 	$(BIN)/python setup.py -q build_py --build-lib build/typecheck
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# -O1: at -O3 the sanitizers' checks around 200 kernel instances take minutes to compile
+SANITIZED := $(wildcard kernels/cpu/isa_*.cpp) kernels/cpu/finish_chunk.cpp tests/sanitize.cpp tests/sanitize_wide.cpp
+sanitize: $(EXTENSION) $(SANITIZED)  ## the kernels under AddressSanitizer and UBSan, then under ThreadSanitizer
+	mkdir -p build/sanitize
+	for kind in address,undefined thread; do \
+	  $(CXX) -std=c++17 -O1 -g -ffp-contract=fast -Wno-psabi -pthread -fsanitize=$$kind -fno-sanitize-recover=all \
+	    $(SANITIZED) -o build/sanitize/$$kind && build/sanitize/$$kind || exit 1; \
+	done
+
 format: $(VENV)/.linters
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(EXTENSION)
+	$(BIN)/clang-format -i $(EXTENSION) $(EXTENSION_TESTS)
 
 build: $(VENV)/.built
 
