@@ -38,7 +38,11 @@ def load() -> str:
 
 
 def prefers_heavy_ball(m: int, n: int, p: int) -> bool:
-    """Whether the native kernel is the faster path for problems of this size."""
+    """Whether the native kernel is the faster path for problems of this size.
+
+    On two AVX2 cores in float32 it is 17 times as fast as the reference at 64 cubed, 1.4 times at 256, 1.1 at 512 and
+    0.9 at 1,024 (benchmarks/results/cpu-avx2/kernels.json).
+    """
     return m * n * p <= 512**3
 
 
@@ -46,6 +50,7 @@ def heavy_ball_in_lockstep(batch: int, m: int, n: int, p: int, threads: int) -> 
     """Whether one thread should take each problem through its iterations, slab by slab, and stop it exactly.
 
     Otherwise the slabs of rows run apart, on all threads: for few problems, of a size that has several slabs and
-    repays the iterations that are run past a stop.
+    repays the iterations that are run past a stop. On two cores that is 2.5 times as fast at 32 cubed, 1.8 at 64
+    (the same file).
     """
     return batch >= threads or m * n * p < 32**3
