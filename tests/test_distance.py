@@ -93,6 +93,25 @@ def test_the_number_of_threads_changes_no_bit(norm):
     assert torch.equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("norm", ORDS)
+def test_function_transforms(path, norm):
+    A, B = pair(4, 5, dtype=torch.float64)
+    direction = torch.ones_like(A)
+
+    def of_A(A):
+        return mcf.distance(A, B, ord=norm)
+
+    wanted = (of_A(A + 1e-6 * direction) - of_A(A - 1e-6 * direction)) / 2e-6
+    value, tangent = torch.func.jvp(of_A, (A,), (direction,))
+    torch.testing.assert_close(value, of_A(A))
+    torch.testing.assert_close(tangent, wanted, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close((torch.func.grad(of_A)(A) * direction).sum(), wanted, rtol=1e-6, atol=1e-8)
+    with torch.autograd.forward_ad.dual_level():
+        dual = of_A(torch.autograd.forward_ad.make_dual(A, direction))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
+    torch.testing.assert_close(torch.func.vmap(of_A)(torch.stack([A, B])), torch.stack([of_A(A), of_A(B)]))
+
+
 def test_the_operator_is_well_made():
     A, B = pair(3, 5, 7)
     for sample in ((A, B, 0), (A[0], B[0], 1), (A.mT.contiguous().mT[:, :, :1], B[:, :, :1], 2), (A[:0], B[:0], 0)):

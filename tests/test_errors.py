@@ -92,6 +92,13 @@ def test_bad_input_raises_with_what_came_and_what_was_wanted(case):
         call()
 
 
+def test_a_tangent_is_not_dropped():
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(torch.eye(3), torch.ones(3, 3))
+        with pytest.raises(NotImplementedError, match="Y requires grad, and gradients through solve"):
+            mcf.solve(M, dual)
+
+
 def test_a_refused_step_writes_nothing():
     X, V = torch.eye(3), torch.zeros(3, 3)
     with pytest.raises(ValueError, match="Y must have the shape"):

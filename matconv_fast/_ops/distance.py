@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from .. import _reference
 from . import backend
@@ -25,14 +26,19 @@ def distance(A: Tensor, B: Tensor, ord: str | int) -> Tensor:  # noqa: A002
     The kernel takes one batch dimension at most and rows that lie together; it records no gradient. The rest, and what
     a compiler traces, goes to the reference.
     """
-    recorded = torch.is_grad_enabled() and (A.requires_grad or B.requires_grad)
-    if torch.compiler.is_compiling() or recorded or not backend.runs_native(A.device):
+    if torch.compiler.is_compiling() or _is_differentiated(A, B) or not backend.runs_native(A.device):
         return _reference.distance(A, B, ord)
     if A.shape != B.shape:
         A, B = torch.broadcast_tensors(A, B)
     if A.ndim > 3 or not (_has_rows(A) and _has_rows(B)):
         return _reference.distance(A, B, ord)
     return torch.ops.matconv_fast.distance.default(A, B, _reference.ORDS.index(ord))
+
+
+def _is_differentiated(*tensors: Tensor) -> bool:
+    """In reverse or in forward mode, whose tangents an operator without a formula would drop."""
+    recording = torch.is_grad_enabled()
+    return any((recording and t.requires_grad) or unpack_dual(t).tangent is not None for t in tensors)
 
 
 def _has_rows(t: Tensor) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from .. import _checks
 from . import loop
@@ -143,7 +144,7 @@ def _without_autocast(M: Any, Y: Any) -> contextlib.AbstractContextManager[Any]:
 def _refuse_gradients(recording: bool, M: Tensor | None, Y: Tensor | None) -> None:
     """Gradients through a solve are not there yet; a result that silently has none would be worse."""
     for name, t in (("M", M), ("Y", Y)):
-        if recording and t is not None and t.requires_grad:
+        if t is not None and ((recording and t.requires_grad) or unpack_dual(t).tangent is not None):
             raise NotImplementedError(
                 f"{name} requires grad, and gradients through solve() are not available in this version: "
                 f"pass {name}.detach(), or call it under torch.no_grad()"
