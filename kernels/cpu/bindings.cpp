@@ -102,7 +102,8 @@ struct HeavyBallCall {
   const HeavyBallKernels<T>& kernels = typed_kernels(T()).heavy_ball;
   const int64_t batch = X.size(0), m = X.size(1), n = X.size(2), p = M.size(2), columns = sums.size(1);
   const bool shared = M.size(0) == 1;
-  const int64_t packed = kernels.packed_elements(n, p) + 64 / sizeof(T);  // each begins on a cache line of its own
+  // whole cache lines, so that each of several begins on one
+  const int64_t packed = round_up(kernels.packed_elements(n, p));
 
   bool runs(int64_t b) const { return read<int64_t>(limit)[b] >= 0; }
 
@@ -153,10 +154,10 @@ struct HeavyBallCall {
   // Each slab of rows makes all its iterations by itself; the sums of the slabs are added in their order.
   void alone() const {
     const int64_t slabs = kernels.slabs(m, n, p), matrices = shared ? 1 : batch;
-    Workspace<T> packs(matrices * round_up(packed));
+    Workspace<T> packs(matrices * packed);
     Workspace<double> partial(batch * slabs * columns);
     torch::stable::parallel_for(0, matrices, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) pack(b, packs.get() + b * round_up(packed));
+      for (int64_t b = begin; b < end; ++b) pack(b, packs.get() + b * packed);
     });
     torch::stable::parallel_for(0, batch * slabs, 1, [&](int64_t begin, int64_t end) {
       const FlushDenormals flush;
@@ -166,7 +167,7 @@ struct HeavyBallCall {
         if (!runs(b)) continue;
         HeavyBall<T> q = problem(b);
         q.sums = partial.get() + item * columns;
-        kernels.alone(q, item % slabs, packs.get() + (shared ? 0 : b * round_up(packed)), state.get());
+        kernels.alone(q, item % slabs, packs.get() + (shared ? 0 : b * packed), state.get());
       }
     });
     for (int64_t b = 0; b < batch; ++b) {
@@ -229,7 +230,7 @@ Tensor run_distance(const Tensor& A, const Tensor& B, int64_t ord) {
   const int64_t A_row = A.stride(dim - 2), B_row = B.stride(dim - 2);
   const bool flat = m <= 1 || (A_row == n && B_row == n);
   const int64_t rows = flat ? 1 : m, columns = flat ? m * n : n;
-  // Blocks depend on the shape alone, so the sum does not depend on the threads: 32,768 elements, or whole rows.
+  // Blocks depend on shape and layout alone, so the sum does not depend on the threads: 32,768 elements, or whole rows.
   constexpr int64_t block = 1 << 15;
   const int64_t rows_in_block = std::max<int64_t>(1, block / std::max<int64_t>(1, columns));
   const int64_t row_blocks = (rows + rows_in_block - 1) / rows_in_block;
