@@ -7,9 +7,10 @@ here, and ``python -m matconv_fast info`` says so later.
 
 from setuptools import setup
 
-SOURCES = ["bindings", "finish_chunk", "isa_generic", "isa_avx2", "isa_avx512"]
-HEADERS = ["simd", "microkernel", "distance", "distance_impl", "finish_chunk", "heavy_ball", "heavy_ball_tiny"]
-HEADERS += ["heavy_ball_slab", "isa", "kernels"]
+SOURCES = ["bindings", "bindings_advance", "bindings_loss", "finish_chunk", "isa_generic", "isa_avx2", "isa_avx512"]
+HEADERS = ["advance", "advance_lanes", "advance_rules", "advance_slab", "advance_small", "advance_tiny", "bindings"]
+HEADERS += ["distance", "distance_impl", "finish_chunk", "isa", "kernels", "loss", "loss_impl", "microkernel", "simd"]
+HEADERS += ["sweep", "sweep_impl"]
 NOT_BUILT = "matconv_fast: CPU kernels NOT built ({}); solves on the CPU will run on the PyTorch reference."
 
 

@@ -11,6 +11,8 @@ The contract of ``advance``, the primitive under every solver, is the same for e
 * ``taken [B]`` int64, output: the updates made.
 * A kernel may stop a problem early, at the first iterate with ``sum <= threshold[b]`` or ``not sum <= bail[b]`` and
   nowhere else; one that does not leaves the stop to the caller, who replays the problem from a snapshot.
+* ``R [B, m, p]``, optional, is a kernel's to keep: where ``sums[b, 0]`` is a number on entry, it is that of X, and R
+  is as the kernel left it when it came to that X. The reference leaves it alone.
 * X and the solver's buffers are updated in place. Equal inputs give equal bits, however the iterations are cut up.
 """
 
@@ -148,13 +150,13 @@ def heavy_ball_advance(
     bail: Tensor,
     sums: Tensor,
     taken: Tensor,
+    R: Tensor | None,
     loss: int,
-    lockstep: bool,
+    way: int,
 ) -> None:
     """Heavy ball, residual form: ``V = momentum V + G; X = X - lr V``.
 
-    ``lr, momentum [B]``; ``loss`` indexes `LOSSES`. ``lockstep`` is for kernels that can run rows apart
-    from each other: whether all must run together, so that each problem stops exactly.
+    ``lr, momentum [B]``; ``loss`` indexes `LOSSES`. ``way`` is for kernels that can go about it in several ways.
     """
     rate, decay = lr[:, None, None], momentum[:, None, None]
 
@@ -173,26 +175,31 @@ def adam_advance(
     M: Tensor | None,
     Y: Tensor,
     lr: Tensor,
-    betas: tuple[float, float],
+    first_decay: float,
+    second_decay: float,
     eps: float,
     limit: Tensor,
+    threshold: Tensor,
+    bail: Tensor,
     sums: Tensor,
     taken: Tensor,
-    loss: str,
+    R: Tensor | None,
+    loss: int,
+    way: int,
 ) -> None:
     """Adam with bias correction, as ``torch.optim.Adam``. ``lr [B]``; ``count [B]`` float64 holds the updates made."""
-    decay = torch.tensor(betas, dtype=torch.float64, device=X.device)[:, None]
+    decay = torch.tensor((first_decay, second_decay), dtype=torch.float64, device=X.device)[:, None]
 
     def update(gradient: Tensor) -> None:
-        first.lerp_(gradient, 1 - betas[0])
-        second.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+        first.lerp_(gradient, 1 - first_decay)
+        second.mul_(second_decay).addcmul_(gradient, gradient, value=1 - second_decay)
         # lr (first / c1) / (sqrt(second / c2) + eps), with the corrections c = 1 - beta^count moved to lr and eps
         c1, c2 = (1 - decay ** count.add_(1)).unbind()
         root = c2.sqrt()
         rate = (lr * root / c1).to(X.dtype)[:, None, None]
         X.sub_(rate * first / second.sqrt().add_((eps * root).to(X.dtype)[:, None, None]))
 
-    _advance(X, (first, second, count), update, M, Y, limit, sums, taken, loss)
+    _advance(X, (first, second, count), update, M, Y, limit, sums, taken, LOSSES[loss])
 
 
 def finish_chunk(

@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+# Enough that a run takes long beside the fixed cost of the call, from overhead-bound to arithmetic-bound.
+SQUARE_ITERATIONS = {
+    4: 10_000, 8: 10_000, 16: 10_000, 32: 5_000, 64: 2_000, 128: 1_000, 256: 400, 512: 100, 1024: 20, 2048: 10
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """Heavy ball on ``mean((X @ M - Y)^2)`` from X0: one problem, or a batch with an lr for each.
+
+    With ``rtol=0`` it makes all its iterations.
+    """
+
+    name: str
+    M: Tensor
+    Y: Tensor
+    X0: Tensor
+    lr: float | Tensor
+    momentum: float
+    iterations: int
+    rtol: float = 0.0
+
+    def double(self) -> Descent:
+        """The same problem in float64."""
+        lr = self.lr.double() if isinstance(self.lr, Tensor) else self.lr
+        return replace(self, M=self.M.double(), Y=self.Y.double(), X0=self.X0.double(), lr=lr)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +52,15 @@ class NotebookRun:
         generator = torch.Generator().manual_seed(314)
         return torch.rand(4, 4, generator=generator).to(self.M.device)
 
+    @property
+    def Y(self) -> Tensor:
+        """The identity."""
+        return torch.eye(4, device=self.M.device)
+
+    def descent(self) -> Descent:
+        """The run with its start and its right-hand side in one place."""
+        return Descent(self.name, self.M, self.Y, self.X0, self.lr, self.momentum, self.iterations)
+
 
 def notebook_runs(device: torch.device | str = "cpu") -> list[NotebookRun]:
     """N1 to N4.
@@ -42,14 +78,14 @@ def notebook_runs(device: torch.device | str = "cpu") -> list[NotebookRun]:
     ]
 
 
-def notebook_loop(run: NotebookRun) -> tuple[Tensor, Tensor]:
+def notebook_loop(run: NotebookRun | Descent) -> tuple[Tensor, Tensor]:
     """The notebook's own loop: autograd, with a gradient buffer that accumulates; X and the loss before each update."""
-    X = run.X0.requires_grad_()
+    X = run.X0.clone().requires_grad_()
     velocity = X.grad = torch.zeros_like(X)  # backward() adds to it
-    identity = torch.eye(4, device=run.M.device)
+    Y = run.Y
     losses = []
     for _ in range(run.iterations):
-        loss = ((X @ run.M - identity) ** 2).mean()
+        loss = ((X @ run.M - Y) ** 2).mean()
         loss.backward()
         losses.append(loss.detach())
         with torch.no_grad():
@@ -103,3 +139,61 @@ def adam_loop(A: Tensor, B: Tensor, max_iters: int = 100) -> tuple[Tensor, int]:
         loss.backward()
         optimizer.step()
     return A.detach(), max_iters
+
+
+def _curved(shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``M = A A^T / n + I`` with A of `shape`, and lr = 0.9 over the loss's curvature, ``2 ||M||_2^2 / numel(Y)``."""
+    n = shape[-1]
+    A = torch.randn(*shape, generator=generator)
+    M = A @ A.mT / n + torch.eye(n)
+    largest = torch.linalg.eigvalsh(M)[..., -1]  # M is symmetric and positive: its 2-norm, without an SVD
+    return M, 0.9 * n * n / (2 * largest**2)
+
+
+def square(n: int, iterations: int | None = None) -> Descent:
+    """S: one n x n problem."""
+    generator = torch.Generator().manual_seed(0)
+    M, lr = _curved((n, n), generator)
+    X0 = torch.rand(n, n, generator=generator)
+    return Descent(f"S{n}", M, torch.eye(n), X0, lr.item(), 0.9, iterations or SQUARE_ITERATIONS[n])
+
+
+def batch(problems: int = 10_000) -> Descent:
+    """B8: problems of 8 x 8 that stop one by one, each with its own M and lr."""
+    generator = torch.Generator().manual_seed(0)
+    M, lr = _curved((problems, 8, 8), generator)
+    X0 = torch.rand(problems, 8, 8, generator=generator)
+    return Descent("B8", M, torch.eye(8), X0, lr, 0.9, iterations=2_000, rtol=1e-5)
+
+
+def partly_stopped(work: Descent, share: float) -> Descent:
+    """`work` with `share` of its problems, drawn at random, running to the last iteration; the others are solved.
+
+    A solved one has ``X0 = Y = 0``, whose residual is exactly 0 however it is computed; the running ones have rtol 0.
+    """
+    problems = len(work.M)
+    drawn = torch.randperm(problems, generator=torch.Generator().manual_seed(0))
+    stopped = (drawn >= round(share * problems)).view(-1, 1, 1)
+    return replace(work, X0=work.X0.masked_fill(stopped, 0), Y=work.Y.masked_fill(stopped, 0), rtol=0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class LossInputs:
+    """F: the loss forward and backward alone, as training code uses it."""
+
+    X: Tensor
+    M: Tensor
+    Y: Tensor
+
+
+def loss_inputs(m: int = 4096, n: int = 256, p: int = 8192) -> LossInputs:
+    """F as it is on a CPU; smaller to warm up."""
+    generator = torch.Generator().manual_seed(0)
+    X, M, Y = (torch.randn(shape, generator=generator) for shape in ((m, n), (n, p), (m, p)))
+    return LossInputs(X, M, Y)
+
+
+def pair(n: int) -> tuple[Tensor, Tensor]:
+    """D: two n x n matrices whose distance is asked for."""
+    A, B = torch.randn(2, n, n, generator=torch.Generator().manual_seed(0))
+    return A, B

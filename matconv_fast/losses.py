@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from . import _checks, _reference
+from ._ops import residual_loss as residual_loss_op
 
 
 def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None = None, *, loss: str = "mse") -> Tensor:
@@ -44,9 +45,9 @@ def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None = None, *, loss:
     _checks.matrix("X", X)
     _checks.problem(X, M, Y)
     dtype = _checks.state_dtype(X.dtype)
-    return _reference.residual_loss(
-        X.to(dtype), None if M is None else M.to(dtype), None if Y is None else Y.to(dtype), loss
-    )
+    if Y is not None and Y.requires_grad:
+        Y = Y.to(dtype)  # else it is converted piece by piece: it is as large as the residual that is never held
+    return residual_loss_op(X.to(dtype), None if M is None else M.to(dtype), Y, loss)
 
 
 class ResidualLoss(nn.Module):

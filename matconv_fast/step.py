@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _reference
+from ._ops import heavy_ball_step_ as step_op
 
 
 def _prepare(
@@ -113,6 +114,9 @@ def heavy_ball_step_(
         >>> losses[0], losses[-1] < 1e-6, X.diagonal().tolist()
         (0.5, True, [0.5..., 0.5...])
     """
+    before = step_op(X, V, M, Y, lr, momentum, loss)
+    if before is not None:
+        return before
     with torch.no_grad():
         batch, state, M32, Y32, rate, decay = _prepare(X, V, M, Y, lr, momentum, loss)
         _checks.writable_state(X, V, batch)

@@ -16,6 +16,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
     def forget() -> None:
         backend.forced.cache_clear()
+        backend.has_native.cache_clear()
         backend.announce.cache_clear()
 
     def set_to(value: str) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from problems import plain_heavy_ball, well_conditioned
 
 from matconv_fast import _reference
+from matconv_fast.kernels.cpu import launch
 
 SIZES = [0, 1, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 31, 33]
 LR, MOMENTUM = 0.05, 0.8
@@ -29,17 +30,20 @@ def call(implementation, X, V, M, Y, limit, steps, loss="mse", threshold=-1.0, b
 
     implementation(
         X, V, M, Y, per_problem(lr, X.dtype), per_problem(momentum, X.dtype), per_problem(limit, torch.int64),
-        per_problem(threshold, torch.float64), per_problem(bail, torch.float64), sums, taken,
+        per_problem(threshold, torch.float64), per_problem(bail, torch.float64), sums, taken, None,
         _reference.LOSSES.index(loss),
     )  # fmt: skip
     return X, V, sums, taken
 
 
 IMPLEMENTATIONS = {
-    "reference": partial(_reference.heavy_ball_advance, lockstep=True),
-    "cpu, lockstep": partial(torch.ops.matconv_fast.heavy_ball_advance, lockstep=True),
-    "cpu, slabs alone": partial(torch.ops.matconv_fast.heavy_ball_advance, lockstep=False),
+    "reference": partial(_reference.heavy_ball_advance, way=0),
+    **{
+        f"cpu, {name}": partial(torch.ops.matconv_fast.heavy_ball_advance, way=way)
+        for way, name in enumerate(launch.WAYS)
+    },
 }
+EXACT = [name for name in IMPLEMENTATIONS if name != "cpu, alone"]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -103,7 +107,7 @@ def test_slabs_alone_give_the_bits_of_lockstep(shape, dtype, generator):
     X, V, M, Y = problem(2, *shape, dtype, generator)
     limit = torch.tensor([9, 4])
     together, alone = (
-        call(IMPLEMENTATIONS[name], X, V, M, Y, limit, 9, lr=1e-3) for name in ("cpu, lockstep", "cpu, slabs alone")
+        call(IMPLEMENTATIONS[name], X, V, M, Y, limit, 9, lr=1e-3) for name in ("cpu, lockstep", "cpu, alone")
     )
     for a, b in zip(together, alone, strict=True):
         assert torch.equal(a.nan_to_num(-3.0), b.nan_to_num(-3.0))
@@ -112,7 +116,7 @@ def test_slabs_alone_give_the_bits_of_lockstep(shape, dtype, generator):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_number_of_threads_changes_no_bit(threads, generator):
     X, V, M, Y = problem(3, 70, 20, 20, torch.float32, generator)
-    before, advance = torch.get_num_threads(), IMPLEMENTATIONS["cpu, slabs alone"]
+    before, advance = torch.get_num_threads(), IMPLEMENTATIONS["cpu, alone"]
     expected = call(advance, X, V, M, Y, 5, 5, lr=1e-3)
     torch.set_num_threads(threads)
     try:
@@ -124,9 +128,9 @@ def test_the_number_of_threads_changes_no_bit(threads, generator):
 
 
 @pytest.mark.parametrize("size", [3, 4, 9, 40])
-def test_fro_in_lockstep_equals_a_plain_loop(size, generator):
+def test_fro_equals_a_plain_loop(size, generator):
     X, _, M, Y = problem(2, size, size, size, torch.float64, generator)
-    for name in ("reference", "cpu, lockstep"):
+    for name in EXACT:
         Xk, _, sums, _ = call(IMPLEMENTATIONS[name], X, torch.zeros_like(X), M, Y, 6, 6, "fro", lr=1e-3)
         for b in range(2):
             iterates, norms = plain_heavy_ball(X[b], M[b], Y[b], 1e-3, MOMENTUM, 6, "fro")
@@ -136,11 +140,11 @@ def test_fro_in_lockstep_equals_a_plain_loop(size, generator):
 
 def test_the_cpu_kernel_refuses_what_it_cannot_do(generator):
     X, V, M, Y = problem(2, 4, 4, 4, torch.float64, generator)
-    advance = IMPLEMENTATIONS["cpu, slabs alone"]
+    advance = IMPLEMENTATIONS["cpu, alone"]
     for arguments, message in (
-        ((X, V, M, Y, 3, 3, "fro"), "runs in lockstep only"),
-        ((X, V, M, Y[:, :3].contiguous(), 3, 3), "shapes of X, V, M, Y and sums do not fit"),
-        ((X, V[:, :2].contiguous(), M, Y, 3, 3), "shapes of X, V, M, Y and sums do not fit"),
+        ((X, V, M, Y, 3, 3, "fro"), "cannot run alone"),
+        ((X, V, M, Y[:, :3].contiguous(), 3, 3), "shapes of X, V, M, Y, sums and R do not fit"),
+        ((X, V[:, :2].contiguous(), M, Y, 3, 3), "shapes of X, V, M, Y, sums and R do not fit"),
         ((X, V.float(), M, Y, 3, 3), "wrong dtype or batch"),
         ((X, V, M.mT, Y, 3, 3), "contiguous CPU tensors"),
     ):

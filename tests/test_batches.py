@@ -21,7 +21,8 @@ def test_one_diverging_problem_leaves_the_other_63_equal_to_their_lone_solves(pa
         assert torch.equal(together.iterations[b], alone.iterations)
         assert torch.equal(together.status[b], alone.status)
         mine = together.history[b]
-        assert torch.equal(mine[~mine.isnan()], alone.history)
+        # in lanes the squares of a problem are added in another order
+        torch.testing.assert_close(mine[~mine.isnan()], alone.history, rtol=2e-6 if path == "cpu" else 0, atol=0)
     assert int(together.converged.sum()) == 63
 
 

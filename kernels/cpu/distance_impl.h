@@ -16,32 +16,44 @@ MCF_INLINE Vec<T> difference(const T* A, const T* B) {
   return a - b;
 }
 
-struct Square {
-  template <typename S, typename V>
-  static MCF_INLINE_MEMBER void add(S& sum, const V& d) {
-    sum.add_square(d);
+// Four vectors are added in T before the sum goes on in float64, as in `squares`.
+template <typename T>
+double distance_squares(const T* A, const T* B, int64_t n) {
+  constexpr int lanes = Simd<T>::lanes, group = 4;
+  Sum<T> sums[2];
+  int64_t i = 0;
+  const auto add = [&](Sum<T>& sum, int64_t k) {
+    Vec<T> d[group][1];
+    for (int g = 0; g < group; ++g) d[g][0] = difference(A + k + g * lanes, B + k + g * lanes);
+    sum.add(squares<T>(d));
+  };
+  for (; i + 2 * group * lanes <= n; i += 2 * group * lanes) add(sums[0], i), add(sums[1], i + group * lanes);
+  double sum = sums[0].total() + sums[1].total();
+  if (!safe_total<T>(sum)) {
+    Sum<T> again;
+    for (int64_t k = 0; k < i; k += lanes) again.add_square(difference(A + k, B + k));
+    sum = again.total();
   }
-  static MCF_INLINE_MEMBER double of(double d) { return d * d; }
-};
-
-struct Absolute {
-  template <typename S, typename V>
-  static MCF_INLINE_MEMBER void add(S& sum, const V& d) {
-    sum.add(d < 0 ? -d : d);
+  for (; i < n; ++i) {
+    const double d = static_cast<double>(A[i] - B[i]);
+    sum += d * d;
   }
-  static MCF_INLINE_MEMBER double of(double d) { return __builtin_fabs(d); }
-};
+  return sum;
+}
 
-template <typename T, typename Term>
-double distance_sum(const T* A, const T* B, int64_t n) {
+template <typename T>
+double distance_absolute(const T* A, const T* B, int64_t n) {
   constexpr int lanes = Simd<T>::lanes, unroll = 4;
   Sum<T> sums[unroll];
   int64_t i = 0;
   for (; i + unroll * lanes <= n; i += unroll * lanes)
-    for (int u = 0; u < unroll; ++u) Term::add(sums[u], difference(A + i + u * lanes, B + i + u * lanes));
+    for (int u = 0; u < unroll; ++u) {
+      const Vec<T> d = difference(A + i + u * lanes, B + i + u * lanes);
+      sums[u].add(d < 0 ? -d : d);
+    }
   double sum = 0;
   for (int u = 0; u < unroll; ++u) sum += sums[u].total();
-  for (; i < n; ++i) sum += Term::of(static_cast<double>(A[i] - B[i]));
+  for (; i < n; ++i) sum += __builtin_fabs(static_cast<double>(A[i] - B[i]));
   return sum;
 }
 
@@ -71,7 +83,7 @@ double distance_largest(const T* A, const T* B, int64_t n) {
 
 template <typename T>
 constexpr DistanceKernels<T> distance_kernels() {
-  return {distance_sum<T, Square>, distance_sum<T, Absolute>, distance_largest<T>};
+  return {distance_squares<T>, distance_absolute<T>, distance_largest<T>};
 }
 
 }  // namespace MCF_ISA

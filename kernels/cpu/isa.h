@@ -1,7 +1,10 @@
 // The body of an isa_*.cpp: every kernel family, compiled for MCF_ISA, and the table of them.
+#include "advance_lanes.h"
+#include "advance_slab.h"
 #include "distance_impl.h"
-#include "heavy_ball_slab.h"
 #include "kernels.h"
+#include "loss_impl.h"
+#include "sweep_impl.h"
 
 #define MCF_JOIN_(a, b) a##b
 #define MCF_JOIN(a, b) MCF_JOIN_(a, b)
@@ -13,7 +16,11 @@ namespace MCF_ISA {
 
 template <typename T>
 constexpr TypedKernels<T> typed_kernels() {
-  return {heavy_ball_kernels<T>(), distance_kernels<T>()};
+  return {{slabs<T>, packed_elements<T>, workspace_elements<T>, pack_both<T>, runners<T, HeavyBall<T>>(),
+           runners<T, Adam<T>>(), lanes_elements<T>, lanes<T>},
+          distance_kernels<T>(),
+          {loss_elements<T>, loss_residual<T>},
+          sweep_kernels<T>()};
 }
 
 }  // namespace MCF_ISA

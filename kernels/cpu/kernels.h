@@ -1,15 +1,19 @@
 // The kernels of one instruction set, and the sets that there are.
 #pragma once
 
+#include "advance.h"
 #include "distance.h"
-#include "heavy_ball.h"
+#include "loss.h"
+#include "sweep.h"
 
 namespace mcf {
 
 template <typename T>
 struct TypedKernels {
-  HeavyBallKernels<T> heavy_ball;
+  AdvanceKernels<T> advance;
   DistanceKernels<T> distance;
+  LossKernels<T> loss;
+  SweepKernels<T> sweep;
 };
 
 struct Kernels {

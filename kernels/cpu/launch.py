@@ -11,6 +11,11 @@ import torch
 
 ISAS = ("generic", "avx2", "avx512")
 
+# TODO measure
+LANES_SIZE = 12
+GEMM_AREA = 384 * 384
+GEMM_ROWS = 32
+
 
 @functools.cache
 def load() -> str:
@@ -37,20 +42,38 @@ def load() -> str:
     return isa().decode()
 
 
-def prefers_heavy_ball(m: int, n: int, p: int) -> bool:
-    """Whether the native kernel is the faster path for problems of this size.
+# The ways in which a kernel can go about `advance`; the order is that of the enum in bindings_advance.cpp.
+WAYS = ("lockstep", "alone", "lanes", "gemm")
+VECTOR_BYTES = {"generic": 16, "avx2": 32, "avx512": 64}
 
-    On two AVX2 cores in float32 it is 17 times as fast as the reference at 64 cubed, 1.4 times at 256, 1.1 at 512 and
-    0.9 at 1,024 (benchmarks/results/cpu-avx2/kernels.json).
+
+def advance_way(
+    batch: int, m: int, n: int, p: int, *, product: bool, coupled: bool, lanes: bool, itemsize: int, threads: int
+) -> str:
+    """The fastest way to run `advance` on problems of a kind.
+
+    * ``"lanes"``: many small problems, each in a lane of a vector.
+    * ``"gemm"``: torch's GEMM for the products and one sweep after each.
+    * ``"lockstep"``: one thread takes each problem through its iterations, slab of rows by slab.
+    * ``"alone"``: the slabs run apart, on all threads, and past a problem's stop: for few problems that have several
+      slabs and repay it.
+
+    All but ``"alone"`` stop each problem exactly where it should.
+
+    Args:
+        batch: problems, of sizes
+        m: rows of X,
+        n: columns of X,
+        p: columns of M.
+        product: whether there is an M.
+        coupled: whether the rows of X depend on each other, as they do under loss fro.
+        lanes: whether the solver can run in lanes.
+        itemsize: bytes of an element.
+        threads: that there are.
     """
-    return m * n * p <= 512**3
-
-
-def heavy_ball_in_lockstep(batch: int, m: int, n: int, p: int, threads: int) -> bool:
-    """Whether one thread should take each problem through its iterations, slab by slab, and stop it exactly.
-
-    Otherwise the slabs of rows run apart, on all threads: for few problems, of a size that has several slabs and
-    repays the iterations that are run past a stop. On two cores that is 2.5 times as fast at 32 cubed, 1.8 at 64
-    (the same file).
-    """
-    return batch >= threads or m * n * p < 32**3
+    if lanes and product and max(m, n, p) <= LANES_SIZE and batch >= 2 * VECTOR_BYTES[load()] // itemsize:
+        return "lanes"
+    if product and n * p >= GEMM_AREA and m >= GEMM_ROWS:
+        return "gemm"
+    work = m * n * p if product else 8 * m * n
+    return "lockstep" if coupled or batch >= threads or work < 32**3 else "alone"

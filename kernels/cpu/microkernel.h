@@ -8,8 +8,9 @@
 namespace mcf {
 namespace MCF_ISA {
 
-// Rows of the largest register block: 6 x 2 accumulators of AVX2's 16 registers, 12 x 2 of AVX-512's 32.
-constexpr int kMaxRows = MCF_VECTOR_BYTES == 64 ? 12 : 6;
+// Rows of the largest register block of NV vectors: 12 x 1 or 6 x 2 accumulators of AVX2's 16 registers, 12 x 2 of
+// AVX-512's 32.
+constexpr int max_rows(int NV) { return NV == 1 || MCF_VECTOR_BYTES == 64 ? 12 : 6; }
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -48,6 +49,22 @@ MCF_INLINE void multiply_panel(const T* A, int64_t lda, const T* panel, int64_t 
       const Vec<T> a = A[i * lda + q] - Vec<T>{};  // one broadcasting load; 0 + a would be an addition
       for (int h = 0; h < NV; ++h) acc[i][h] += a * b[h];
     }
+  }
+}
+
+// Calls f(integral constant R) for the number of rows that came: the kernels are instantiated for each.
+template <int R>
+struct RowCount {
+  static constexpr int value = R;
+};
+
+template <int R, typename F>
+MCF_INLINE void with_rows(int rows, const F& f) {
+  if constexpr (R > 0) {
+    if (rows == R)
+      f(RowCount<R>{});
+    else
+      with_rows<R - 1>(rows, f);
   }
 }
 

@@ -5,10 +5,21 @@ and a CPU without the extension, gets the PyTorch reference through the composit
 """
 
 from . import backend
+from .advance import adam_advance, heavy_ball_advance
 from .chunk import finish_chunk
-from .distance import distance
-from .heavy_ball import heavy_ball_advance
+from .distance import distance, kernel_distance
+from .losses import residual_loss
+from .step import heavy_ball_step_
 
 backend.load_native()
 
-__all__ = ["backend", "distance", "finish_chunk", "heavy_ball_advance"]
+__all__ = [
+    "adam_advance",
+    "backend",
+    "distance",
+    "finish_chunk",
+    "heavy_ball_advance",
+    "heavy_ball_step_",
+    "kernel_distance",
+    "residual_loss",
+]

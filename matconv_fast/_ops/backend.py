@@ -10,6 +10,8 @@ import warnings
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..kernels.cpu import launch as cpu
 
@@ -25,6 +27,23 @@ def load_native() -> str | None:
     except ImportError as error:
         return str(error)
     return None
+
+
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+
+
+def is_plain(*tensors: object) -> bool:
+    """Whether kernels may read these tensors as memory: no subclass, no transform, no forward mode, no compiler.
+
+    An operator without a formula would drop a forward-mode tangent, and a batched tensor of ``torch.func.vmap`` has no
+    memory of its own.
+    """
+    for t in tensors:
+        if type(t) not in _PLAIN:
+            return False
+    return not (
+        forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+    )
 
 
 @functools.cache
@@ -54,6 +73,12 @@ def forced() -> str | None:
     return wanted
 
 
+@functools.cache
+def has_native() -> bool:
+    """Whether the C++ kernels are there and not forbidden."""
+    return forced() != "reference" and load_native() is None
+
+
 def runs_native(device: torch.device) -> bool:
     """Whether the C++ kernels serve this device; says once why not, where they could."""
     if forced() == "reference":
@@ -67,20 +92,24 @@ def runs_native(device: torch.device) -> bool:
     return missing is None
 
 
-def heavy_ball_path(device: torch.device, has_M: bool, m: int, n: int, p: int) -> str:
-    """``"cpu"`` (C++) or ``"reference"`` for the heavy ball's `advance` on problems of this kind."""
+def advance_way(
+    device: torch.device, dtype: torch.dtype, batch: int, m: int, n: int, p: int, **kind: bool
+) -> int | None:
+    """Which way the C++ `advance` goes about problems of a kind, an index of `cpu.WAYS`; None for the reference."""
     if not runs_native(device):
-        return "reference"
-    if forced() == "cpu":
-        if not has_M:
-            announce("no C++ kernel for the heavy ball with M=None: the PyTorch reference runs")
-        return "cpu" if has_M else "reference"
-    return "cpu" if has_M and cpu.prefers_heavy_ball(m, n, p) else "reference"
+        return None
+    way = cpu.advance_way(batch, m, n, p, itemsize=dtype.itemsize, threads=torch.get_num_threads(), **kind)
+    return cpu.WAYS.index(way)
 
 
-def heavy_ball_in_lockstep(path: str, batch: int, m: int, n: int, p: int) -> bool:
-    """Whether every problem stops inside the kernel; the reference never does, and goes by chunks small enough."""
-    return path == "reference" or cpu.heavy_ball_in_lockstep(batch, m, n, p, torch.get_num_threads())
+def stops_exactly(way: int) -> bool:
+    """Whether `advance` stops each problem by itself; otherwise it is replayed."""
+    return cpu.WAYS[way] != "alone"
+
+
+def keeps_residual(way: int) -> bool:
+    """Whether `advance` can go on from the residual that it ended a chunk with."""
+    return cpu.WAYS[way] == "gemm"
 
 
 @dataclass(frozen=True)
@@ -129,7 +158,7 @@ def _cpu_info(forced_path: str | None) -> DeviceInfo:
         return DeviceInfo("cpu", name, "reference (PyTorch operators)", f"no C++ kernels: {missing}")
     if forced_path == "reference":
         return DeviceInfo("cpu", name, "reference (PyTorch operators)", "forced by MATCONV_FAST_BACKEND")
-    note = "C++: distance, and the heavy ball up to m n p = 512^3, in float32 and float64; reference: the rest"
+    note = "C++: solve, residual_loss, heavy_ball_step_, distance; reference: second derivatives, compiled functions"
     return DeviceInfo("cpu", name, f"cpu (C++ kernels, {cpu.load()})", note)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from .. import _reference
 from . import backend
@@ -15,31 +14,33 @@ def _by_index(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002 - torch.l
 
 
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
-_library.define("distance(Tensor A, Tensor B, int ord) -> Tensor")
+_library.define("distance(Tensor A, Tensor B, int ord) -> Tensor?")
 _library.impl("distance", _by_index, "CompositeExplicitAutograd")
 torch.library.register_fake("matconv_fast::distance", lambda A, B, norm: A.new_empty(A.shape[:-2]), lib=_library)
+_kernel = torch.ops.matconv_fast.distance.default
+_INDEX = {ord: index for index, ord in enumerate(_reference.ORDS)}
+
+
+def kernel_distance(A: Tensor, B: Tensor, ord: object) -> Tensor | None:  # noqa: A002
+    """``||A - B||`` by the C++ kernel, or None where it does not take the arguments. Nothing has been checked before.
+
+    The kernel takes float32 or float64 matrices of one shape ``[m, n]`` or ``[batch, m, n]`` whose rows lie together,
+    and records no gradient.
+    """
+    if (
+        (type(ord) is str or type(ord) is int)
+        and ord in _INDEX
+        and backend.is_plain(A, B)
+        and backend.has_native()
+        and not (torch.is_grad_enabled() and (A.requires_grad or B.requires_grad))
+    ):
+        return _kernel(A, B, _INDEX[ord])
+    return None
 
 
 def distance(A: Tensor, B: Tensor, ord: str | int) -> Tensor:  # noqa: A002
-    """``||A - B||`` of float32 or float64 matrices ``[*, m, n]``; contract in ``_reference.py``.
-
-    The kernel takes one batch dimension at most and rows that lie together; it records no gradient. The rest, and what
-    a compiler traces, goes to the reference.
-    """
-    if torch.compiler.is_compiling() or _is_differentiated(A, B) or not backend.runs_native(A.device):
-        return _reference.distance(A, B, ord)
+    """``||A - B||`` of float32 or float64 matrices ``[*, m, n]``; contract in ``_reference.py``."""
     if A.shape != B.shape:
         A, B = torch.broadcast_tensors(A, B)
-    if A.ndim > 3 or not (_has_rows(A) and _has_rows(B)):
-        return _reference.distance(A, B, ord)
-    return torch.ops.matconv_fast.distance.default(A, B, _reference.ORDS.index(ord))
-
-
-def _is_differentiated(*tensors: Tensor) -> bool:
-    """In reverse or in forward mode, whose tangents an operator without a formula would drop."""
-    recording = torch.is_grad_enabled()
-    return any((recording and t.requires_grad) or unpack_dual(t).tangent is not None for t in tensors)
-
-
-def _has_rows(t: Tensor) -> bool:
-    return t.stride(-1) == 1 or t.shape[-1] <= 1
+    found = kernel_distance(A, B, ord) if backend.runs_native(A.device) else None
+    return _reference.distance(A, B, ord) if found is None else found

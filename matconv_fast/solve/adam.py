@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import _checks, _reference
+from .. import _checks
+from .._ops import adam_advance
 from .problem import Problem
-from .solver import Chunk, Prepared, Solver
+from .solver import Chunk, Prepared, Solver, advance_way
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,16 @@ class Adam(Solver):
     def prepare(self, problem: Problem) -> Prepared:
         """See `Solver`."""
         lr = problem.per_problem("lr", self.lr)
+        way = advance_way(problem, lanes=False)
 
         def advance(X: Tensor, buffers: tuple[Tensor, ...], chunk: Chunk) -> None:
             first, second, count = buffers
-            _reference.adam_advance(
-                X, first, second, count, problem.M, problem.Y, lr, self.betas, self.eps, chunk.limit, chunk.sums,
-                chunk.taken, problem.loss,
+            adam_advance(
+                X, first, second, count, problem.M, problem.Y, lr, self.betas, self.eps, chunk.limit, chunk.threshold,
+                chunk.bail, chunk.sums, chunk.taken, chunk.R, loss=problem.loss, way=way,
             )  # fmt: skip
 
-        return Prepared(advance)
+        return Prepared.of(problem, way, advance)
 
     def buffers(self, problem: Problem, X: Tensor) -> tuple[Tensor, ...]:
         """``(first moment, second moment, updates made)``, zeros."""

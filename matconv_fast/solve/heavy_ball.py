@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._ops import backend, heavy_ball_advance
+from .._ops import heavy_ball_advance
 from . import spectrum
 from .problem import Problem
-from .solver import Chunk, Prepared, Solver
+from .solver import Chunk, Prepared, Solver, advance_way
 
 
 @dataclass(frozen=True)
@@ -78,22 +78,16 @@ class HeavyBall(Solver):
     def prepare(self, problem: Problem) -> Prepared:
         """See `Solver`."""
         lr, momentum = self.hyperparameters(problem)
-        shape = (problem.m, problem.n, problem.p)
-        path = backend.heavy_ball_path(problem.device, problem.M is not None, *shape)
-        lockstep = problem.loss == "fro" or backend.heavy_ball_in_lockstep(path, problem.size, *shape)
+        way = advance_way(problem, lanes=True)
 
         def advance(X: Tensor, buffers: tuple[Tensor, ...], chunk: Chunk) -> None:
             (V,) = buffers
             heavy_ball_advance(
                 X, V, problem.M, problem.Y, lr, momentum, chunk.limit, chunk.threshold, chunk.bail, chunk.sums,
-                chunk.taken, loss=problem.loss, path=path, lockstep=lockstep,
+                chunk.taken, chunk.R, loss=problem.loss, way=way,
             )  # fmt: skip
 
-        if path == "reference":
-            return Prepared(advance)
-        # the C++ kernel runs at 5 to 100 GFLOP/s: 1e9 operations end within 0.2 s
-        operations = problem.size * (4 * problem.m * problem.n * problem.p + 200)
-        return Prepared(advance, max(1, min(1_000_000_000 // max(operations, 1), 1 << 16)), overshoots=not lockstep)
+        return Prepared.of(problem, way, advance)
 
     def buffers(self, problem: Problem, X: Tensor) -> tuple[Tensor, ...]:
         """``(V,)``, zeros."""

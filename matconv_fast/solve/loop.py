@@ -108,7 +108,11 @@ class _Run:
         self.problem = problem
         self.prepared = solver.prepare(problem)
         self.state = [t.clone() for t in (start.X, *start.buffers)]
-        self.snapshot = [torch.empty_like(t) for t in self.state] if options.limit else []
+        replays = options.limit and not self.prepared.exact
+        self.snapshot = [torch.empty_like(t) for t in self.state] if replays else []
+        keeps = self.prepared.keeps_residual
+        self.R = problem.Y.new_empty(batch, problem.m, problem.p) if keeps else None
+        self.R_is_known = False
         Y_norm = problem.Y_norm()
         self.threshold = convergence.threshold(problem, convergence.tolerance(problem, options, Y_norm))
         self.Y_squares = Y_norm.square()
@@ -121,7 +125,10 @@ class _Run:
     def advance(self, limit: Tensor, steps: int) -> Tensor:
         """Up to ``limit`` updates of each problem, none more than `steps`; the sums ``[B, steps + 1]``."""
         sums = torch.empty((self.problem.size, steps + 1), dtype=torch.float64, device=self.problem.device)
-        chunk = Chunk(limit, self.threshold, self.bail, sums, self.taken)
+        if self.R is not None:
+            sums[:, 0] = self.last if self.R_is_known else torch.nan
+            self.R_is_known = True
+        chunk = Chunk(limit, self.threshold, self.bail, sums, self.taken, self.R)
         self.prepared.advance(self.state[0], tuple(self.state[1:]), chunk)
         return sums
 
@@ -135,7 +142,7 @@ class _Run:
 
     def run(self, steps: int) -> tuple[Tensor, int]:
         """One chunk: every running problem makes `steps` updates or stops exactly where it should."""
-        for old, state in zip(self.snapshot, self.state, strict=True):
+        for old, state in zip(self.snapshot, self.state, strict=False):  # there may be none
             old.copy_(state)
         limit = torch.where(self.status == _reference.RUNNING, steps, -1)
         sums = self.advance(limit, steps)
@@ -169,7 +176,7 @@ def run(problem: Problem, solver: Solver, options: Options, start: State) -> Out
     with progress_bar(options.progress, options.limit) as bar:
         while running and done < options.limit:
             steps = min(chunk, options.limit - done)
-            if work.prepared.overshoots and interval is not None:  # at most as much is run in vain as was run before
+            if not work.prepared.exact and interval is not None:  # at most as much is run in vain as was run before
                 steps = min(steps, max(FIRST_CHUNK, done))
             if interval is not None:
                 age %= interval

@@ -8,21 +8,32 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .._ops import backend
 from .problem import Problem
 
 # Updates between two looks at the result on paths where a look costs little beside an update.
 REFERENCE_CHUNK = 64
 
+# The C++ kernels run at 10 to 100 GFLOP/s: a chunk of so many operations ends within 0.4 s.
+CHUNK_OPERATIONS = 4_000_000_000
+
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """One call of `advance`: inputs ``limit, threshold, bail [B]``, outputs ``sums [B, K + 1]`` and ``taken [B]``."""
+    """One call of `advance`: inputs ``limit, threshold, bail [B]``, outputs ``sums [B, K + 1]`` and ``taken [B]``.
+
+    ``R [B, m, p]`` is kept from chunk to chunk for kernels that say so, None for others.
+    """
 
     limit: Tensor
     threshold: Tensor
     bail: Tensor
     sums: Tensor
     taken: Tensor
+    R: Tensor | None
+
+
+Advance = Callable[[Tensor, "tuple[Tensor, ...]", Chunk], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +43,32 @@ class Prepared:
     Attributes:
         advance: ``advance(X, buffers, chunk)`` runs up to ``chunk.limit`` updates of each problem, in place.
         chunk: updates in one such call that stay well under a second, so that Ctrl-C is answered.
-        overshoots: `advance` runs a whole chunk past a problem's stop, at a price that grows with the chunk.
+        exact: `advance` stops each problem where it should, so that none has to be replayed.
+        keeps_residual: `advance` keeps the residual from chunk to chunk, which would cost it a product.
     """
 
-    advance: Callable[[Tensor, tuple[Tensor, ...], Chunk], None]
+    advance: Advance
     chunk: int = REFERENCE_CHUNK
-    overshoots: bool = False
+    exact: bool = False
+    keeps_residual: bool = False
+
+    @classmethod
+    def of(cls, problem: Problem, way: int | None, advance: Advance) -> Prepared:
+        """`advance` that goes `way`, of `advance_way`."""
+        if way is None:
+            return cls(advance)
+        product = 1 if problem.M is None else 4 * problem.p
+        operations = problem.size * (problem.m * problem.n * product + 200)
+        chunk = max(1, min(CHUNK_OPERATIONS // max(operations, 1), 1 << 16))
+        return cls(advance, chunk, backend.stops_exactly(way), backend.keeps_residual(way))
+
+
+def advance_way(problem: Problem, *, lanes: bool) -> int | None:
+    """The way that `advance` goes about the problem; `lanes`: whether the solver can run in the lanes of a vector."""
+    return backend.advance_way(
+        problem.device, problem.dtype, problem.size, problem.m, problem.n, problem.p,
+        product=problem.M is not None, coupled=problem.loss == "fro", lanes=lanes,
+    )  # fmt: skip
 
 
 class Solver(abc.ABC):

@@ -4,7 +4,7 @@
 // group of four lanes, one cycle, where a store and a broadcasting load would take eight.
 #pragma once
 
-#include "heavy_ball.h"
+#include "advance.h"
 #include "microkernel.h"
 
 namespace mcf {
@@ -12,7 +12,7 @@ namespace MCF_ISA {
 
 // Records the sum of iterate j; true where the iteration ends there. A NaN fails both comparisons and ends it too.
 template <typename T>
-MCF_INLINE bool stops(const HeavyBall<T>& q, int64_t j, double sum) {
+MCF_INLINE bool stops(const Descent<T>& q, int64_t j, double sum) {
   q.sums[j] = sum;
   return j == q.limit || sum <= q.threshold || !(sum <= q.bail);
 }
@@ -70,7 +70,7 @@ MCF_INLINE typename Tiny<T>::Vec tiny_product(const typename Tiny<T>::Vec& v, co
 }
 
 template <typename T>
-MCF_INLINE int64_t tiny(const HeavyBall<T>& q, const T* packed) {
+MCF_INLINE int64_t tiny(const Descent<T>& q, const T* packed) {
   typedef Tiny<T> S;
   typedef typename S::Vec V4;
   const int64_t p_pad = padded<T>(q.p), n_pad = padded<T>(q.n);
@@ -89,14 +89,22 @@ MCF_INLINE int64_t tiny(const HeavyBall<T>& q, const T* packed) {
     }
   int64_t k = 0;
   for (;; ++k) {
-    V4 r[S::count];
-    WideSum<T, S::lanes> square;
+    if (k == q.limit && !q.last_sum) break;
+    V4 r[S::count], square = {};
 #pragma GCC unroll 4
     for (int i = 0; i < S::count; ++i) {
       r[i] = tiny_product<T>(x[i], m, minus_y[i]);
-      square.add_square(r[i]);
+      square += r[i] * r[i];
     }
-    if (stops(q, k, square.total())) break;
+    WideSum<T, S::lanes> sum;
+    sum.add(square);
+    double total = sum.total();
+    if (!safe_total<T>(total)) {
+      WideSum<T, S::lanes> again;
+      for (int i = 0; i < S::count; ++i) again.add_square(r[i]);
+      total = again.total();
+    }
+    if (stops(q, k, total)) break;
 #pragma GCC unroll 4
     for (int i = 0; i < S::count; ++i) {
       v[i] = tiny_product<T>(r[i], mt, q.momentum * v[i]);

@@ -1,0 +1,82 @@
+// `advance`: many iterations of descent on R = X M - Y, in one call. Contract in matconv_fast/_reference.py.
+//
+//   heavy ball:  V = momentum V + G;  X = X - lr V         with G = c R M^T, or c R where there is no M
+//   Adam:        first = b1 first + (1 - b1) G;  second = b2 second + (1 - b2) G^2;
+//                X = X - rate first / (sqrt(second) + floor)      rate, floor: lr and eps with the bias corrected
+//
+// Rows of X do not talk to each other under mse and sse, so a problem is cut into slabs of rows, by its shape alone.
+// Two ways to run it give the same bits: in lockstep one thread takes every slab through each iteration and stops
+// exactly; alone, each slab makes all its iterations by itself, on any thread, and whoever called replays a problem
+// that went past its stop. M is packed once for all of them, in both orientations, the second one scaled by c. Many
+// small problems run in the lanes of a vector, a problem each.
+#pragma once
+
+#include <cstdint>
+
+namespace mcf {
+
+template <typename T>
+struct Descent {  // one contiguous problem
+  T* X;           // [m, n], updated in place, like
+  T* V;           // [m, n], the momentum, or Adam's first moment
+  T* S;           // [m, n], Adam's second moment
+  const T* M;     // [n, p]
+  const T* Y;     // [m, p]
+  int64_t m, n, p;
+  T lr, momentum, scale;                  // scale is c
+  double first_decay, second_decay, eps;  // of Adam
+  double made;                            // updates that Adam has made before
+  bool product;                           // whether there is an M
+  bool unit;                              // loss fro: c is 1 / ||R||, which couples the rows; in lockstep only
+  int64_t limit;                          // updates, at most
+  bool last_sum;                          // whether the sum of the last iterate is wanted: a single step does without
+  double threshold, bail;  // in lockstep: stop at the first iterate with ||R||^2 <= threshold, or not <= bail
+  double* sums;            // [limit + 1]: ||R||^2 of each iterate visited (of a slab alone: its share)
+};
+
+// The same for a batch: problem b lies at b times the stride, 0 where all share it. What is null is as in `first`.
+template <typename T>
+struct DescentBatch {
+  Descent<T> first;
+  int64_t M_stride, Y_stride, columns;  // columns: of sums
+  const T *lr, *momentum;               // [batch], like all that follow
+  const int64_t* limit;                 // -1: the problem is left alone
+  const double *threshold, *bail, *made;
+  int64_t* taken;  // the updates made
+
+  __attribute__((always_inline)) inline bool runs(int64_t b) const { return !limit || limit[b] >= 0; }
+
+  __attribute__((always_inline)) inline Descent<T> operator[](int64_t b) const {
+    Descent<T> q = first;
+    q.X += b * q.m * q.n, q.V += b * q.m * q.n, q.Y += b * Y_stride, q.sums += b * columns;
+    if (q.S) q.S += b * q.m * q.n;
+    q.M += b * M_stride;
+    if (lr) q.lr = lr[b];
+    if (momentum) q.momentum = momentum[b];
+    if (limit) q.limit = limit[b] < columns - 1 ? limit[b] : columns - 1;
+    if (threshold) q.threshold = threshold[b];
+    if (bail) q.bail = bail[b];
+    if (made) q.made = made[b];
+    return q;
+  }
+};
+
+template <typename T>
+struct Runners {  // both return the updates made; packed and workspace are aligned to 64 bytes
+  int64_t (*lockstep)(const Descent<T>& problem, const T* packed, T* workspace);
+  int64_t (*alone)(const Descent<T>& problem, int64_t slab, const T* packed, T* workspace);
+};
+
+template <typename T>
+struct AdvanceKernels {
+  int64_t (*slabs)(int64_t m, int64_t n, int64_t p);
+  int64_t (*packed_elements)(int64_t n, int64_t p);
+  int64_t (*workspace_elements)(int64_t rows, int64_t n, int64_t p, int64_t buffers);
+  void (*pack)(const T* M, int64_t n, int64_t p, T scale, T* packed);
+  Runners<T> heavy_ball, adam;
+  // The heavy ball on problems [begin, end) of a batch, a problem in each lane; writes `taken` too.
+  int64_t (*lanes_elements)(int64_t m, int64_t n, int64_t p);
+  void (*lanes)(const DescentBatch<T>& batch, int64_t begin, int64_t end, T* workspace);
+};
+
+}  // namespace mcf

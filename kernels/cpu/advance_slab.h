@@ -1,0 +1,271 @@
+// `advance` on problems of any size: slabs of rows against packed panels of M. See advance.h.
+#pragma once
+
+#include "advance_rules.h"
+#include "advance_small.h"
+#include "advance_tiny.h"
+#include "microkernel.h"
+
+namespace mcf {
+namespace MCF_ISA {
+
+struct Rows {  // [begin, end)
+  int64_t begin, end;
+  int64_t count() const { return end - begin; }
+};
+
+constexpr Rows part_of(int64_t m, int64_t parts, int64_t part) { return {part * m / parts, (part + 1) * m / parts}; }
+
+// Rows of a slab, about. Each iteration of a slab reads all of M, from the cache that holds it: the further away that
+// is, the more rows have to share a read.
+template <typename T>
+constexpr int64_t target_rows(int64_t n, int64_t p) {
+  const int64_t bytes = 2 * n * p * static_cast<int64_t>(sizeof(T));
+  return bytes <= (256 << 10) ? 24 : 48;
+}
+
+template <typename T>
+int64_t slabs(int64_t m, int64_t n, int64_t p) {
+  const int64_t count = (m + target_rows<T>(n, p) - 1) / target_rows<T>(n, p);
+  return count <= 1 ? 1 : round_up(count, 2);  // even: shared fairly by two threads
+}
+
+// The padded copies that a run of some rows works on.
+template <typename T>
+struct State {
+  int64_t n_pad, p_pad;
+  T *x, *y, *r, *v, *s, *g;  // g is the gradient, where the rule needs it whole
+
+  State(int64_t rows, int64_t n, int64_t p, T* work) : n_pad(padded<T>(n)), p_pad(padded<T>(p)) {
+    x = work, y = x + rows * n_pad, r = y + rows * p_pad, v = r + rows * p_pad, s = v + rows * n_pad;
+    g = s + rows * n_pad;
+  }
+  int64_t elements(int64_t rows, int64_t buffers) const { return rows * ((1 + buffers) * n_pad + 2 * p_pad); }
+};
+
+template <typename T>
+int64_t workspace_elements(int64_t rows, int64_t n, int64_t p, int64_t buffers) {
+  return State<T>(rows, n, p, nullptr).elements(rows, buffers);
+}
+
+template <typename T>
+int64_t packed_elements(int64_t n, int64_t p) {
+  return n * padded<T>(p) + p * padded<T>(n);
+}
+
+template <typename T>
+void pack_both(const T* M, int64_t n, int64_t p, T scale, T* packed) {
+  pack(M, n, p, p, 1, T(1), packed);
+  pack(M, p, n, 1, p, scale, packed + n * padded<T>(p));
+}
+
+// Calls f(first row, integral constant of the rows) for blocks of nearly equal height: 8 rows are 4 + 4, not 6 + 2,
+// whose second block would waste two thirds of its loads.
+template <int NV, typename F>
+MCF_INLINE void for_blocks(Rows rows, const F& f) {
+  const int64_t blocks = (rows.count() + max_rows(NV) - 1) / max_rows(NV);
+  for (int64_t i = 0; i < blocks; ++i) {
+    const Rows block = part_of(rows.count(), blocks, i);
+    with_rows<max_rows(NV)>(static_cast<int>(block.count()), [&](auto R) { f(rows.begin + block.begin, R); });
+  }
+}
+
+// r = x M - y for one panel of columns. Panels are the outer loop: one is read into the first cache and serves every
+// block of the slab.
+template <typename T, int NV>
+double residual_panel(const State<T>& s, Rows rows, int64_t n, const T* panel, int64_t column) {
+  constexpr int lanes = Simd<T>::lanes;
+  Sum<T> sum;
+  for_blocks<NV>(rows, [&](int64_t row, auto R) {
+    const T* y = s.y + row * s.p_pad + column;
+    T* r = s.r + row * s.p_pad + column;
+    Vec<T> acc[R.value][NV];
+    for (int i = 0; i < R.value; ++i)
+      for (int h = 0; h < NV; ++h) acc[i][h] = -at(y + i * s.p_pad + h * lanes);
+    multiply_panel<T, R.value, NV>(s.x + row * s.n_pad, s.n_pad, panel, n, acc);
+    for (int i = 0; i < R.value; ++i)
+      for (int h = 0; h < NV; ++h) at(r + i * s.p_pad + h * lanes) = acc[i][h];
+    sum.add(squares<T>(acc));
+  });
+  return sum.total();
+}
+
+// v = momentum v + r Mt and x -= lr v, for one panel of columns.
+template <typename T, int NV>
+void update_panel(const State<T>& s, Rows rows, int64_t p, const T* panel, int64_t column, const HeavyBall<T>& rule) {
+  constexpr int lanes = Simd<T>::lanes;
+  for_blocks<NV>(rows, [&](int64_t row, auto R) {
+    const int64_t corner = row * s.n_pad + column;
+    Vec<T> acc[R.value][NV];
+    for (int i = 0; i < R.value; ++i)
+      for (int h = 0; h < NV; ++h) acc[i][h] = rule.start(s.v + corner + i * s.n_pad + h * lanes);
+    multiply_panel<T, R.value, NV>(s.r + row * s.p_pad, s.p_pad, panel, p, acc);
+    for (int i = 0; i < R.value; ++i)
+      for (int h = 0; h < NV; ++h) {
+        const int64_t k = corner + i * s.n_pad + h * lanes;
+        rule.finish(acc[i][h], s.x + k, s.v + k);
+      }
+  });
+}
+
+// out = A B for one panel of columns.
+template <typename T, int NV>
+void product_panel(const T* A, int64_t lda, Rows rows, int64_t k, const T* panel, T* out, int64_t ldo) {
+  constexpr int lanes = Simd<T>::lanes;
+  for_blocks<NV>(rows, [&](int64_t row, auto R) {
+    Vec<T> acc[R.value][NV] = {};
+    multiply_panel<T, R.value, NV>(A + row * lda, lda, panel, k, acc);
+    for (int i = 0; i < R.value; ++i)
+      for (int h = 0; h < NV; ++h) at(out + (row + i) * ldo + h * lanes) = acc[i][h];
+  });
+}
+
+// Some rows of A [.., k] times B [k, columns], which is packed; the rows of out have room for whole panels.
+template <typename T>
+void product(const T* A, int64_t lda, Rows rows, int64_t k, const T* packed, int64_t columns, T* out) {
+  const int vectors = panel_vectors<T>(columns);
+  const int64_t ldo = padded<T>(columns);
+  for (int64_t c = 0; c < ldo; c += vectors * Simd<T>::lanes)
+    vectors == 1 ? product_panel<T, 1>(A, lda, rows, k, packed + c * k, out + c, ldo)
+                 : product_panel<T, 2>(A, lda, rows, k, packed + c * k, out + c, ldo);
+}
+
+// The squares of some columns of r, each one in float64.
+template <typename T>
+double wide_total(const State<T>& s, Rows rows, int64_t column, int64_t width) {
+  Sum<T> sum;
+  for (int64_t i = rows.begin; i < rows.end; ++i)
+    for (int64_t j = 0; j < width; j += Simd<T>::lanes) sum.add_square(at(s.r + i * s.p_pad + column + j));
+  return sum.total();
+}
+
+template <typename T>
+double subtract(const State<T>& s, Rows rows) {
+  Sum<T> sum;
+  for (int64_t k = rows.begin * s.n_pad; k < rows.end * s.n_pad; k += Simd<T>::lanes) {
+    at(s.r + k) = at(s.x + k) - at(s.y + k);
+    sum.add_square(at(s.r + k));
+  }
+  return sum.total();
+}
+
+template <typename T>
+double residual_slab(const State<T>& s, Rows rows, const Descent<T>& q, const T* packed) {
+  if (!q.product) return subtract(s, rows);
+  const int vectors = panel_vectors<T>(q.p), width = vectors * Simd<T>::lanes;
+  double total = 0;
+  for (int64_t c = 0; c < s.p_pad; c += width) {
+    double sum = vectors == 1 ? residual_panel<T, 1>(s, rows, q.n, packed + c * q.n, c)
+                              : residual_panel<T, 2>(s, rows, q.n, packed + c * q.n, c);
+    if (!safe_total<T>(sum)) sum = wide_total(s, rows, c, width);
+    total += sum;
+  }
+  return total;
+}
+
+template <typename T>
+void update_slab(const State<T>& s, Rows rows, const Descent<T>& q, const T* packed, const HeavyBall<T>& rule) {
+  if (!q.product) {
+    for (int64_t k = rows.begin * s.n_pad; k < rows.end * s.n_pad; k += Simd<T>::lanes)
+      rule.finish(rule.start(s.v + k) + q.scale * at(s.r + k), s.x + k, s.v + k);
+    return;
+  }
+  const T* transposed = packed + q.n * s.p_pad;
+  const int vectors = panel_vectors<T>(q.n);
+  for (int64_t c = 0; c < s.n_pad; c += vectors * Simd<T>::lanes)
+    vectors == 1 ? update_panel<T, 1>(s, rows, q.p, transposed + c * q.p, c, rule)
+                 : update_panel<T, 2>(s, rows, q.p, transposed + c * q.p, c, rule);
+}
+
+template <typename T>
+void update_slab(const State<T>& s, Rows rows, const Descent<T>& q, const T* packed, const Adam<T>& rule) {
+  if (q.product) product(s.r, s.p_pad, rows, q.p, packed + q.n * s.p_pad, q.n, s.g);
+  for (int64_t k = rows.begin * s.n_pad; k < rows.end * s.n_pad; k += Simd<T>::lanes)
+    rule.update(q.product ? at(s.g + k) : q.scale * at(s.r + k), s.x + k, s.v + k, s.s + k);
+}
+
+template <typename T>
+MCF_INLINE void copy_rows(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) to[i * to_stride + j] = from[i * from_stride + j];
+}
+
+// The state of some rows of the problem, numbered from 0.
+template <typename T>
+MCF_INLINE State<T> load(const Descent<T>& q, Rows rows, int buffers, T* work) {
+  const State<T> s(rows.count(), q.n, q.p, work);
+  for (int64_t i = 0; i < s.elements(rows.count(), buffers); ++i) work[i] = T(0);
+  copy_rows<T>(q.X + rows.begin * q.n, q.n, s.x, s.n_pad, rows.count(), q.n);
+  copy_rows<T>(q.Y + rows.begin * q.p, q.p, s.y, s.p_pad, rows.count(), q.p);
+  if (buffers > 0) copy_rows<T>(q.V + rows.begin * q.n, q.n, s.v, s.n_pad, rows.count(), q.n);
+  if (buffers > 1) copy_rows<T>(q.S + rows.begin * q.n, q.n, s.s, s.n_pad, rows.count(), q.n);
+  return s;
+}
+
+template <typename T>
+MCF_INLINE void store(const State<T>& s, const Descent<T>& q, Rows rows, int buffers) {
+  copy_rows<T>(s.x, s.n_pad, q.X + rows.begin * q.n, q.n, rows.count(), q.n);
+  copy_rows<T>(s.v, s.n_pad, q.V + rows.begin * q.n, q.n, rows.count(), q.n);
+  if (buffers > 1) copy_rows<T>(s.s, s.n_pad, q.S + rows.begin * q.n, q.n, rows.count(), q.n);
+}
+
+template <typename T>
+MCF_INLINE bool is_tiny(const Descent<T>& q) {
+  return q.product && q.m <= 4 && q.n <= 4 && q.p <= 4 && !q.unit;
+}
+
+template <typename T, class Rule>
+int64_t lockstep(const Descent<T>& q, const T* packed, T* work) {
+  if constexpr (Rule::buffers == 1) {
+    if (is_tiny(q)) return tiny(q, packed);
+    if (is_small(q)) return small_of_size(q);
+  }
+  const Rows all{0, q.m};
+  const State<T> s = load(q, all, Rule::buffers, work);
+  const int64_t count = slabs<T>(q.m, q.n, q.p);
+  Rule rule(q);
+  int64_t j = 0;
+  for (;; ++j) {
+    if (j == q.limit && !q.last_sum) break;
+    double sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += residual_slab(s, part_of(q.m, count, i), q, packed);
+    if (stops(q, j, sum)) break;
+    if (q.unit) {  // the gradient of ||R|| is R M^T / ||R||, and 0 where R is
+      const T scale = sum > 0 ? static_cast<T>(1 / __builtin_sqrt(sum)) : T(0);
+      for (int64_t i = 0; i < q.m * s.p_pad; ++i) s.r[i] *= scale;
+    }
+    rule.begin(j);
+    for (int64_t i = 0; i < count; ++i) update_slab(s, part_of(q.m, count, i), q, packed, rule);
+  }
+  store(s, q, all, Rule::buffers);
+  return j;
+}
+
+template <typename T, class Rule>
+int64_t alone(const Descent<T>& q, int64_t slab, const T* packed, T* work) {
+  const int64_t count = slabs<T>(q.m, q.n, q.p);
+  if (count == 1) {
+    Descent<T> through = q;
+    through.threshold = -1, through.bail = __builtin_inf();
+    return lockstep<T, Rule>(through, packed, work);
+  }
+  const Rows rows = part_of(q.m, count, slab), all{0, rows.count()};
+  const State<T> s = load(q, rows, Rule::buffers, work);
+  Rule rule(q);
+  for (int64_t j = 0; j < q.limit; ++j) {
+    q.sums[j] = residual_slab(s, all, q, packed);
+    rule.begin(j);
+    update_slab(s, all, q, packed, rule);
+  }
+  if (q.last_sum) q.sums[q.limit] = residual_slab(s, all, q, packed);
+  store(s, q, rows, Rule::buffers);
+  return q.limit;
+}
+
+template <typename T, class Rule>
+constexpr Runners<T> runners() {
+  return {lockstep<T, Rule>, alone<T, Rule>};
+}
+
+}  // namespace MCF_ISA
+}  // namespace mcf

@@ -1,0 +1,309 @@
+// `advance` of the solvers, and the single step. Contract in matconv_fast/_reference.py.
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include "bindings.h"
+
+namespace mcf {
+namespace {
+
+enum Way : int64_t { kLockstep, kAlone, kLanes, kGemm };  // the order of WAYS in matconv_fast/kernels/cpu/launch.py
+
+constexpr int64_t kSweep = 1 << 15;  // elements in one block of a sweep: its sums do not depend on the threads
+
+template <typename T>
+struct Advance {
+  const Tensor &X, &V;
+  const std::optional<Tensor>& M;
+  DescentBatch<T> batch;
+  Runners<T> runners;
+  int64_t size, buffers;           // problems; and the solver's matrices in a workspace
+  const std::optional<Tensor>& R;  // [size, m, p]: kept by kGemm from one call to the next
+  const AdvanceKernels<T>& kernels = typed_kernels(T()).advance;
+  const SweepKernels<T>& sweep = typed_kernels(T()).sweep;
+  const int64_t m = batch.first.m, n = batch.first.n, p = batch.first.p;
+  const bool shared = batch.M_stride == 0;
+  // whole cache lines, so that each of several begins on one
+  const int64_t packed = batch.first.product ? round_up(kernels.packed_elements(n, p)) : 0;
+
+  void run(int64_t way) const {
+    if (way == kLockstep) lockstep();
+    if (way == kAlone) alone();
+    if (way == kLanes) lanes();
+    if (way == kGemm)
+      for (int64_t b = 0; b < size; ++b) finish(b, batch.runs(b) ? gemm(b) : 0);
+  }
+
+  void pack(int64_t b, T* out) const {
+    if (batch.first.product) kernels.pack(batch[b].M, n, p, batch.first.scale, out);
+  }
+
+  void finish(int64_t b, int64_t updates) const {
+    if (!batch.taken) return;
+    if (batch.runs(b)) batch.taken[b] = updates;
+    double* row = batch[b].sums;
+    for (int64_t j = batch.runs(b) ? updates + 1 : 0; j < batch.columns; ++j)
+      row[j] = std::numeric_limits<double>::quiet_NaN();
+  }
+
+  // Problems that repay waking a thread.
+  int64_t grain() const {
+    const double work = (4.0 * m * n * p + 10.0 * m * n) * batch.columns + 1000;
+    return static_cast<int64_t>(std::fmax(1.0, 1e5 / work));
+  }
+
+  // One thread a problem, which stops exactly.
+  void lockstep() const {
+    Workspace<T> common(shared ? packed : 0);
+    if (shared && size) pack(0, common.get());
+    for_range(size, grain(), [&](int64_t begin, int64_t end) {
+      const FlushDenormals flush;
+      Workspace<T> own(shared ? 0 : packed), state(kernels.workspace_elements(m, n, p, buffers));
+      for (int64_t b = begin; b < end; ++b) {
+        int64_t updates = 0;
+        if (batch.runs(b)) {
+          if (!shared) pack(b, own.get());
+          updates = runners.lockstep(batch[b], shared ? common.get() : own.get(), state.get());
+        }
+        finish(b, updates);
+      }
+    });
+  }
+
+  // Each slab of rows makes all its iterations by itself; the sums of the slabs are added in their order.
+  void alone() const {
+    const int64_t slabs = kernels.slabs(m, n, p), matrices = shared ? std::min<int64_t>(size, 1) : size;
+    const int64_t columns = batch.columns;
+    Workspace<T> packs(matrices * packed);
+    Workspace<double> partial(size * slabs * columns);
+    torch::stable::parallel_for(0, matrices, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) pack(b, packs.get() + b * packed);
+    });
+    torch::stable::parallel_for(0, size * slabs, 1, [&](int64_t begin, int64_t end) {
+      const FlushDenormals flush;
+      Workspace<T> state(kernels.workspace_elements(m / slabs + 1, n, p, buffers));
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t b = item / slabs;
+        if (!batch.runs(b)) continue;
+        Descent<T> q = batch[b];
+        q.sums = partial.get() + item * columns;
+        runners.alone(q, item % slabs, packs.get() + (shared ? 0 : b * packed), state.get());
+      }
+    });
+    for (int64_t b = 0; b < size; ++b) {
+      const Descent<T> q = batch[b];
+      for (int64_t j = 0; batch.runs(b) && j < q.limit + q.last_sum; ++j) {
+        q.sums[j] = 0;
+        for (int64_t slab = 0; slab < slabs; ++slab) q.sums[j] += partial.get()[(b * slabs + slab) * columns + j];
+      }
+      finish(b, q.limit);
+    }
+  }
+
+  // Many small problems, one in each lane of a vector; they stop exactly.
+  void lanes() const {
+    for_range(size, grain(), [&](int64_t begin, int64_t end) {
+      const FlushDenormals flush;
+      Workspace<T> state(kernels.lanes_elements(m, n, p));
+      kernels.lanes(batch, begin, end, state.get());
+      for (int64_t b = begin; b < end; ++b) finish(b, batch.taken[b]);
+    });
+  }
+
+  // One large problem: torch's GEMM for the products, one sweep after each for the rest. It stops exactly.
+  int64_t gemm(int64_t b) const {
+    const Descent<T> q = batch[b];
+    const auto one = [&](const Tensor& t) { return torch::stable::select(t, 0, t.size(0) == 1 ? 0 : b); };
+    const Tensor x = one(X), v = one(V), a = one(*M), a_t = torch::stable::transpose(a, 0, 1);
+    const Tensor r = R.has_value() ? torch::stable::select(*R, 0, b) : torch::stable::new_empty(X, {m, p});
+    bool known = R.has_value() && q.sums[0] == q.sums[0];  // not NaN: r is the residual of X already
+    const Tensor g = q.S ? torch::stable::new_empty(X, {m, n}) : v;
+    for (int64_t j = 0;; ++j) {
+      if (j == q.limit && !q.last_sum) return j;
+      if (!known) {
+        TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(r.get(), x.get(), a.get()));
+        q.sums[j] =
+            sum_over(m * p, [&](int64_t k, int64_t count) { return sweep.residual(write<T>(r) + k, q.Y + k, count); });
+      }
+      known = false;
+      const double sum = q.sums[j];
+      if (j == q.limit || sum <= q.threshold || !(sum <= q.bail)) return j;
+      const double scale = !q.unit ? q.scale : sum > 0 ? 1 / std::sqrt(sum) : 0;
+      TORCH_ERROR_CODE_CHECK(
+          aoti_torch_cpu_addmm_out(g.get(), g.get(), r.get(), a_t.get(), q.S ? 0 : q.momentum, scale));
+      sum_over(m * n, [&](int64_t k, int64_t count) {
+        if (q.S)
+          sweep.adam(q, j, q.X + k, q.V + k, q.S + k, read<T>(g) + k, count);
+        else
+          sweep.descend(q.X + k, q.V + k, q.lr, count);
+        return 0.0;
+      });
+    }
+  }
+
+  // Calls f(first element, elements) for blocks, on all threads; the sum of the results, added in the blocks' order.
+  template <typename F>
+  static double sum_over(int64_t elements, const F& f) {
+    const int64_t blocks = (elements + kSweep - 1) / kSweep;
+    Workspace<double> partial(blocks);
+    torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+      const FlushDenormals flush;
+      for (int64_t i = begin; i < end; ++i) partial.get()[i] = f(i * kSweep, std::min(kSweep, elements - i * kSweep));
+    });
+    double sum = 0;
+    for (int64_t i = 0; i < blocks; ++i) sum += partial.get()[i];
+    return sum;
+  }
+
+  static int64_t round_up(int64_t elements) {
+    const int64_t line = 64 / sizeof(T);
+    return (elements + line - 1) / line * line;
+  }
+};
+
+// The tensors that every `advance` has.
+struct Chunk {
+  const Tensor &X, &V;
+  const std::optional<Tensor>& M;
+  const Tensor &Y, &lr, &limit, &threshold, &bail, &sums, &taken;
+  const std::optional<Tensor>& R;
+  int64_t loss, way;
+
+  void check(const char* op) const {
+    const int64_t size = X.size(0);
+    const ScalarType dtype = X.scalar_type();
+    STD_TORCH_CHECK(loss >= kMse && loss <= kFro, op, ": loss is 0 (mse), 1 (sse) or 2 (fro), got ", loss);
+    STD_TORCH_CHECK(way >= kLockstep && way <= kGemm, op, ": way is 0 to 3, got ", way);
+    STD_TORCH_CHECK(way != kAlone || loss != kFro, op, ": fro couples the rows, which cannot run alone");
+    STD_TORCH_CHECK(M.has_value() || way == kLockstep || way == kAlone, op, ": without M there is no product");
+    for (const Tensor* t : {&X, &V, &lr}) mcf::check(*t, dtype, size, op);
+    if (M.has_value()) mcf::check(*M, dtype, M->size(0) == 1 ? 1 : size, op);
+    mcf::check(Y, dtype, Y.size(0) == 1 ? 1 : size, op);
+    for (const Tensor* t : {&threshold, &bail, &sums}) mcf::check(*t, ScalarType::Double, size, op);
+    for (const Tensor* t : {&limit, &taken}) mcf::check(*t, ScalarType::Long, size, op);
+    if (R.has_value()) mcf::check(*R, dtype, size, op);
+    const int64_t n = X.size(2), p = M.has_value() ? M->size(2) : n;
+    STD_TORCH_CHECK((!M.has_value() || M->size(1) == n) && Y.size(1) == X.size(1) && Y.size(2) == p &&
+                        V.size(1) == X.size(1) && V.size(2) == n && sums.size(1) >= 1 &&
+                        (!R.has_value() || (R->size(1) == Y.size(1) && R->size(2) == p)),
+                    op, ": shapes of X, V, M, Y, sums and R do not fit");
+  }
+
+  template <typename T>
+  DescentBatch<T> batch() const {
+    const int64_t m = X.size(1), n = X.size(2), p = Y.size(2);
+    DescentBatch<T> all = {};
+    all.first = {};
+    all.first.X = write<T>(X), all.first.V = write<T>(V), all.first.Y = read<T>(Y);
+    all.first.M = M.has_value() ? read<T>(*M) : nullptr, all.first.product = M.has_value();
+    all.first.m = m, all.first.n = n, all.first.p = p;
+    all.first.scale = static_cast<T>(gradient_scale(loss, static_cast<double>(m) * p)), all.first.unit = loss == kFro;
+    all.first.sums = write<double>(sums), all.first.last_sum = true;
+    all.M_stride = !M.has_value() || M->size(0) == 1 ? 0 : n * p;
+    all.Y_stride = Y.size(0) == 1 ? 0 : m * p;
+    all.columns = sums.size(1), all.lr = read<T>(lr), all.limit = read<int64_t>(limit);
+    all.threshold = read<double>(threshold), all.bail = read<double>(bail), all.taken = write<int64_t>(taken);
+    return all;
+  }
+};
+
+void heavy_ball_advance(const Tensor X, const Tensor V, const std::optional<Tensor> M, const Tensor Y, const Tensor lr,
+                        const Tensor momentum, const Tensor limit, const Tensor threshold, const Tensor bail,
+                        const Tensor sums, const Tensor taken, const std::optional<Tensor> R, int64_t loss,
+                        int64_t way) {
+  constexpr const char* op = "heavy_ball_advance";
+  const Chunk chunk{X, V, M, Y, lr, limit, threshold, bail, sums, taken, R, loss, way};
+  chunk.check(op);
+  check(momentum, X.scalar_type(), X.size(0), op);
+  with_dtype(X.scalar_type(), op, [&](auto zero) {
+    using T = decltype(zero);
+    DescentBatch<T> batch = chunk.batch<T>();
+    batch.momentum = read<T>(momentum);
+    Advance<T>{X, V, M, batch, typed_kernels(T()).advance.heavy_ball, X.size(0), 1, R}.run(way);
+  });
+}
+
+void adam_advance(const Tensor X, const Tensor first, const Tensor second, const Tensor count,
+                  const std::optional<Tensor> M, const Tensor Y, const Tensor lr, double first_decay,
+                  double second_decay, double eps, const Tensor limit, const Tensor threshold, const Tensor bail,
+                  const Tensor sums, const Tensor taken, const std::optional<Tensor> R, int64_t loss, int64_t way) {
+  constexpr const char* op = "adam_advance";
+  const Chunk chunk{X, first, M, Y, lr, limit, threshold, bail, sums, taken, R, loss, way};
+  chunk.check(op);
+  STD_TORCH_CHECK(way != kLanes, op, ": Adam does not run in lanes");
+  check(second, X.scalar_type(), X.size(0), op);
+  check(count, ScalarType::Double, X.size(0), op);
+  STD_TORCH_CHECK(second.numel() == X.numel(), op, ": the second moment must have X's shape");
+  with_dtype(X.scalar_type(), op, [&](auto zero) {
+    using T = decltype(zero);
+    DescentBatch<T> batch = chunk.batch<T>();
+    batch.first.S = write<T>(second), batch.made = read<double>(count);
+    batch.first.first_decay = first_decay, batch.first.second_decay = second_decay, batch.first.eps = eps;
+    Advance<T>{X, first, M, batch, typed_kernels(T()).advance.adam, X.size(0), 3, R}.run(way);
+    for (int64_t b = 0; b < X.size(0); ++b)
+      if (batch.runs(b)) write<double>(count)[b] += static_cast<double>(batch.taken[b]);
+  });
+}
+
+// One update of X and V [m, n] or [batch, m, n], in place; the loss before it. A matrix without a batch dimension
+// serves all problems. Nothing, and nothing is written, for tensors that the kernel does not take: 100 ns here are 2 us
+// of checks in Python, and whoever called looks closer then.
+std::optional<Tensor> heavy_ball_step_(const Tensor X, const Tensor V, const std::optional<Tensor> M,
+                                       const std::optional<Tensor> Y, double lr, double momentum, int64_t loss) {
+  const int64_t dim = X.dim();
+  const ScalarType dtype = X.scalar_type();
+  if ((dim != 2 && dim != 3) || (dtype != ScalarType::Float && dtype != ScalarType::Double)) return std::nullopt;
+  const int64_t size = dim == 3 ? X.size(0) : 1, m = X.size(dim - 2), n = X.size(dim - 1);
+  const int64_t p = M.has_value() ? M->size(M->dim() - 1) : n;
+  const auto fits = [&](const Tensor& t, int64_t rows, int64_t columns) {
+    const int64_t d = t.dim();
+    return t.is_cpu() && t.is_contiguous() && t.scalar_type() == dtype && (d == 2 || d == 3) && t.size(d - 2) == rows &&
+           t.size(d - 1) == columns && (d == 2 || t.size(0) == 1 || (d == dim && t.size(0) == size));
+  };
+  if (!fits(X, m, n) || !fits(V, m, n) || V.dim() != dim || V.numel() != X.numel() || V.data_ptr() == X.data_ptr() ||
+      (M.has_value() && !fits(*M, n, p)) || (Y.has_value() ? !fits(*Y, m, p) : m != p) || loss < kMse || loss > kFro)
+    return std::nullopt;
+  const Tensor result = empty_values(X, dim == 3, size);
+  with_dtype(dtype, "heavy_ball_step_", [&](auto zero) {
+    using T = decltype(zero);
+    Workspace<T> identity(Y.has_value() ? 0 : m * p);
+    if (!Y.has_value())
+      for (int64_t k = 0; k < m * p; ++k) identity.get()[k] = k / p == k % p;
+    const double elements = static_cast<double>(m) * p;
+    double one[2];
+    Workspace<double> many(size > 1 ? 2 * size : 0);
+    double* sums = size > 1 ? many.get() : one;
+    DescentBatch<T> batch = {};
+    Descent<T>& q = batch.first;
+    q.X = write<T>(X), q.V = write<T>(V), q.M = M.has_value() ? read<T>(*M) : nullptr;
+    q.product = M.has_value();
+    q.Y = Y.has_value() ? read<T>(*Y) : identity.get(), q.m = m, q.n = n, q.p = p;
+    q.lr = static_cast<T>(lr), q.momentum = static_cast<T>(momentum);
+    q.scale = static_cast<T>(gradient_scale(loss, elements)), q.unit = loss == kFro, q.limit = 1;
+    q.threshold = -1, q.bail = std::numeric_limits<double>::infinity(), q.sums = sums;
+    batch.M_stride = M.has_value() && M->dim() == 3 && M->size(0) > 1 ? n * p : 0;
+    batch.Y_stride = Y.has_value() && Y->dim() == 3 && Y->size(0) > 1 ? m * p : 0;
+    batch.columns = 2;
+    const bool few = size < static_cast<int64_t>(torch::stable::get_num_threads());
+    const auto runners = typed_kernels(T()).advance.heavy_ball;
+    if (M.has_value() && few && elements * n > 48.0 * 48 * 48) {  // packing M for one use does not pay
+      const auto batched = [](const Tensor& t) { return t.dim() == 3 ? t : torch::stable::unsqueeze(t, 0); };
+      const Tensor x = batched(X), v = batched(V);
+      const std::optional<Tensor> a = batched(*M);
+      Advance<T>{x, v, a, batch, runners, size, 1, std::nullopt}.run(kGemm);
+    } else {
+      const bool tall = !M.has_value() && few && loss != kFro && elements > kSweep;
+      Advance<T>{X, V, M, batch, runners, size, 1, std::nullopt}.run(tall ? kAlone : kLockstep);
+    }
+    for (int64_t b = 0; b < size; ++b) write<T>(result)[b] = static_cast<T>(loss_of(sums[2 * b], loss, elements));
+  });
+  return result;
+}
+
+}  // namespace
+}  // namespace mcf
+
+STABLE_TORCH_LIBRARY_IMPL(matconv_fast, CPU, m) {
+  m.impl("heavy_ball_advance", TORCH_BOX(&mcf::heavy_ball_advance));
+  m.impl("adam_advance", TORCH_BOX(&mcf::adam_advance));
+  m.impl("heavy_ball_step_", TORCH_BOX(&mcf::heavy_ball_step_));
+}

@@ -1,0 +1,195 @@
+// The residual's sum of squares and its products with X and M, from which the loss and its gradients follow.
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include <cstring>
+
+#include "bindings.h"
+
+namespace mcf {
+namespace {
+
+constexpr int64_t kSweep = 1 << 15;       // elements of R that one thread takes at a time
+constexpr int64_t kSmall = 48 * 48 * 48;  // products m n p up to which one thread and no GEMM is faster
+
+// Y, which may be of a lower precision: it is as large as the R that is never held, so it is converted piece by piece.
+template <typename T>
+struct Target {
+  const void* data;
+  ScalarType dtype;
+
+  const T* read(int64_t begin, int64_t count, T* buffer) const {
+    if (dtype == ScalarType::BFloat16) {
+      const uint16_t* from = static_cast<const uint16_t*>(data) + begin;
+      for (int64_t k = 0; k < count; ++k) buffer[k] = from_bits(static_cast<uint32_t>(from[k]) << 16);
+      return buffer;
+    }
+    if (dtype == ScalarType::Half) {
+      const uint16_t* from = static_cast<const uint16_t*>(data) + begin;
+      for (int64_t k = 0; k < count; ++k) {
+        // exponent and fraction moved to a float32's place; 2^112 makes up for the other bias, denormals included
+        const uint32_t sign = (from[k] & 0x8000u) << 16, rest = from[k] & 0x7fffu;
+        const float magnitude = from_bits(rest << 13) * 0x1p112f;
+        buffer[k] = rest >= 0x7c00u ? from_bits(sign | 0x7f800000u | rest << 13) : sign ? -magnitude : magnitude;
+      }
+      return buffer;
+    }
+    return static_cast<const T*>(data) + begin;
+  }
+
+ private:
+  static float from_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
+};
+
+// One problem. What is null is not wanted.
+template <typename T>
+struct Residual {
+  const Tensor &X, &M;  // [m, n], [n, p]
+  Target<T> Y;
+  int64_t m, n, p;
+  const Tensor *R_Mt, *Xt_R;  // [m, n], [n, p], outputs
+  const Tensor* R;            // [m, p], output; where it is wanted it is the one block
+  const SweepKernels<T>& sweep = typed_kernels(T()).sweep;
+
+  // Blocks of R, of whole columns or of whole rows, by the longer side: each makes one product whole, X^T R or R M^T,
+  // and is a term of the other. A 32nd of R keeps torch's GEMM at its speed, and 1 MB stays in a cache.
+  double run() const {
+    const Tensor Xt = torch::stable::transpose(X, 0, 1), Mt = torch::stable::transpose(M, 0, 1);
+    const bool by_columns = p >= m;
+    const int64_t length = by_columns ? p : m, other = by_columns ? m : p;
+    const int64_t least = std::max<int64_t>(m * p / 32, (int64_t(1) << 20) / static_cast<int64_t>(sizeof(T)));
+    const int64_t step = R ? length : std::min(length, std::max<int64_t>(64, least / std::max<int64_t>(other, 1)));
+    double sum = 0;
+    std::optional<Tensor> buffer;
+    for (int64_t begin = 0; begin < length; begin += step) {
+      const int64_t count = std::min(step, length - begin);
+      const int64_t rows = by_columns ? m : count, columns = by_columns ? count : p;
+      if (!buffer || buffer->size(by_columns ? 1 : 0) != count)
+        buffer = R ? *R : torch::stable::new_empty(X, {rows, columns});
+      const Tensor& r = *buffer;
+      const auto part = [&](Tensor t, int64_t dim) { return torch::stable::narrow(t, dim, begin, count); };
+      const Tensor x = by_columns ? X : part(X, 0), a = by_columns ? part(M, 1) : M;
+      TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(r.get(), x.get(), a.get()));
+      sum += subtract(r, by_columns ? 0 : begin, by_columns ? begin : 0);
+      const bool first = begin == 0;
+      if (R_Mt && by_columns)
+        add_product(*R_Mt, r, part(Mt, 0), first);
+      else if (R_Mt)
+        add_product(part(*R_Mt, 0), r, Mt, true);
+      if (Xt_R && by_columns)
+        add_product(part(*Xt_R, 1), Xt, r, true);
+      else if (Xt_R)
+        add_product(*Xt_R, part(Xt, 1), r, first);
+    }
+    return sum;
+  }
+
+  static void add_product(const Tensor& out, const Tensor& A, const Tensor& B, bool first) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), A.get(), B.get(), first ? 0 : 1, 1));
+  }
+
+  // r -= Y's part that begins at a row and a column; the sum of squares.
+  double subtract(const Tensor& r, int64_t row, int64_t column) const {
+    const int64_t rows = r.size(0), columns = r.size(1);
+    const int64_t group = std::max<int64_t>(1, kSweep / std::max<int64_t>(1, columns));
+    const int64_t groups = (rows + group - 1) / group;
+    Workspace<double> partial(groups);
+    torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+      constexpr int64_t piece = 1024;
+      T buffer[piece];
+      for (int64_t g = begin; g < end; ++g) {
+        double sum = 0;
+        for (int64_t i = g * group; i < std::min(rows, (g + 1) * group); ++i)
+          for (int64_t j = 0; j < columns; j += piece) {
+            const int64_t count = std::min(piece, columns - j);
+            sum +=
+                sweep.residual(write<T>(r) + i * columns + j, Y.read((row + i) * p + column + j, count, buffer), count);
+          }
+        partial.get()[g] = sum;
+      }
+    });
+    double sum = 0;
+    for (int64_t g = 0; g < groups; ++g) sum += partial.get()[g];
+    return sum;
+  }
+};
+
+// Contract in matconv_fast/_ops/losses.py.
+Tensor residual_products(const Tensor X, const std::optional<Tensor> M, const std::optional<Tensor> Y, int64_t loss,
+                         const std::optional<Tensor> R_Mt, const std::optional<Tensor> Xt_R,
+                         const std::optional<Tensor> R) {
+  constexpr const char* op = "residual_products";
+  const int64_t dim = X.dim();
+  STD_TORCH_CHECK(dim == 2 || dim == 3, op, ": the CPU kernel takes X [m, n] or [batch, m, n]");
+  const int64_t size = dim == 3 ? X.size(0) : 1, m = X.size(dim - 2), n = X.size(dim - 1);
+  const int64_t p = M.has_value() ? M->size(dim - 1) : n;
+  const ScalarType dtype = X.scalar_type();
+  const auto fits = [&](const Tensor& t, int64_t rows, int64_t columns) {
+    return t.is_cpu() && t.is_contiguous() && t.dim() == dim && t.size(dim - 2) == rows && t.size(dim - 1) == columns &&
+           (dim == 2 || t.size(0) == size);
+  };
+  STD_TORCH_CHECK(fits(X, m, n) && (!M.has_value() || (fits(*M, n, p) && M->scalar_type() == dtype)) &&
+                      (Y.has_value() ? fits(*Y, m, p) : m == p),
+                  op, ": X, M and Y are not contiguous CPU tensors whose shapes and dtypes fit");
+  for (const auto* out : {&R_Mt, &Xt_R, &R})
+    STD_TORCH_CHECK(!out->has_value() ||
+                        (fits(**out, out == &Xt_R ? n : m, out == &R_Mt ? n : p) && (*out)->scalar_type() == dtype),
+                    op, ": an output does not fit");
+  STD_TORCH_CHECK(loss >= kMse && loss <= kFro, op, ": loss is 0 (mse), 1 (sse) or 2 (fro), got ", loss);
+  const ScalarType Y_dtype = Y.has_value() ? Y->scalar_type() : dtype;
+  STD_TORCH_CHECK(Y_dtype == dtype ||
+                      (dtype == ScalarType::Float && (Y_dtype == ScalarType::BFloat16 || Y_dtype == ScalarType::Half)),
+                  op, ": Y is of X's dtype, or of lower precision than float32");
+  const Tensor result = empty_values(X, dim == 3, size);
+  with_dtype(dtype, op, [&](auto zero) {
+    using T = decltype(zero);
+    const double elements = static_cast<double>(m) * p;
+    Workspace<T> identity(Y.has_value() ? 0 : m * p);
+    if (!Y.has_value())
+      for (int64_t k = 0; k < m * p; ++k) identity.get()[k] = k / p == k % p;
+    const auto done = [&](int64_t b, double sum) {
+      write<T>(result)[b] = static_cast<T>(loss_of(sum, loss, elements));
+    };
+    const auto target = [&](int64_t b) {
+      if (!Y.has_value()) return Target<T>{identity.get(), dtype};
+      const int64_t bytes = Y_dtype == dtype ? sizeof(T) : 2;
+      return Target<T>{static_cast<const char*>(Y->data_ptr()) + b * m * p * bytes, Y_dtype};
+    };
+    if (M.has_value() && elements * n > kSmall) {
+      const auto one = [&](const Tensor& t, int64_t b) { return dim == 3 ? torch::stable::select(t, 0, b) : t; };
+      for (int64_t b = 0; b < size; ++b) {
+        const Tensor x = one(X, b), a = one(*M, b);
+        std::optional<Tensor> outs[3];
+        const std::optional<Tensor>* given[3] = {&R_Mt, &Xt_R, &R};
+        for (int k = 0; k < 3; ++k)
+          if (given[k]->has_value()) outs[k] = one(**given[k], b);
+        const auto pointer = [&](int k) { return outs[k].has_value() ? &*outs[k] : nullptr; };
+        done(b, Residual<T>{x, a, target(b), m, n, p, pointer(0), pointer(1), pointer(2)}.run());
+      }
+      return;
+    }
+    const LossKernels<T>& kernels = typed_kernels(T()).loss;
+    const int64_t grain = static_cast<int64_t>(std::fmax(1.0, 1e5 / (6 * elements * n + 10 * elements + 1000)));
+    for_range(size, grain, [&](int64_t begin, int64_t end) {
+      Workspace<T> work(kernels.workspace_elements(m, n, p)), converted(Y_dtype == dtype ? 0 : m * p);
+      for (int64_t b = begin; b < end; ++b) {
+        const auto output = [&](const std::optional<Tensor>& t, int64_t count) {
+          return t.has_value() ? write<T>(*t) + b * count : nullptr;
+        };
+        done(b, kernels.residual({read<T>(X) + b * m * n, M.has_value() ? read<T>(*M) + b * n * p : nullptr,
+                                  target(b).read(0, m * p, converted.get()), M.has_value(), m, n, p,
+                                  output(R_Mt, m * n), output(Xt_R, n * p), output(R, m * p)},
+                                 work.get()));
+      }
+    });
+  });
+  return result;
+}
+
+}  // namespace
+}  // namespace mcf
+
+STABLE_TORCH_LIBRARY_IMPL(matconv_fast, CPU, m) { m.impl("residual_products", TORCH_BOX(&mcf::residual_products)); }

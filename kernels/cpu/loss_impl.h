@@ -1,0 +1,44 @@
+// See loss.h.
+#pragma once
+
+#include "advance_slab.h"
+#include "loss.h"
+
+namespace mcf {
+namespace MCF_ISA {
+
+template <typename T>
+int64_t loss_elements(int64_t m, int64_t n, int64_t p) {
+  return workspace_elements<T>(m, n, p, 1) + packed_elements<T>(n, p) + (m + n) * padded<T>(p) + m * n;
+}
+
+template <typename T>
+double loss_residual(const ResidualProducts<T>& q, T* work) {
+  Descent<T> d = {};
+  d.X = const_cast<T*>(q.X), d.M = q.M, d.Y = q.Y, d.product = q.product, d.m = q.m, d.n = q.n, d.p = q.p;
+  const Rows all{0, q.m};
+  const State<T> s = load(d, all, 0, work);
+  T* packed = work + s.elements(q.m, 1);
+  T* R_panels = packed + packed_elements<T>(q.n, q.p);
+  T* products = R_panels + q.m * s.p_pad;
+  T* Xt = products + q.n * s.p_pad;
+  if (q.product) pack_both(q.M, q.n, q.p, T(1), packed);
+  const double sum = residual_slab(s, all, d, packed);
+  if (q.R) copy_rows<T>(s.r, s.p_pad, q.R, q.p, q.m, q.p);
+  if (q.R_Mt && q.product) {
+    product(s.r, s.p_pad, all, q.p, packed + q.n * s.p_pad, q.n, s.v);
+    copy_rows<T>(s.v, s.n_pad, q.R_Mt, q.n, q.m, q.n);
+  }
+  if (q.R_Mt && !q.product) copy_rows<T>(s.r, s.p_pad, q.R_Mt, q.p, q.m, q.p);
+  if (q.Xt_R) {
+    for (int64_t i = 0; i < q.m; ++i)
+      for (int64_t j = 0; j < q.n; ++j) Xt[j * q.m + i] = q.X[i * q.n + j];
+    pack(s.r, q.m, q.p, s.p_pad, 1, T(1), R_panels);
+    product(Xt, q.m, Rows{0, q.n}, q.m, R_panels, q.p, products);
+    copy_rows<T>(products, s.p_pad, q.Xt_R, q.p, q.n, q.p);
+  }
+  return sum;
+}
+
+}  // namespace MCF_ISA
+}  // namespace mcf

@@ -1,0 +1,131 @@
+"""``matconv_fast::residual_products``: the loss and, in the same pass, what its gradients are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _reference
+from . import backend
+
+_library = torch.library.Library("matconv_fast", "FRAGMENT")
+_library.define(
+    "residual_products(Tensor X, Tensor? M, Tensor? Y, int loss, Tensor(a!)? R_Mt, Tensor(b!)? Xt_R, Tensor(c!)? R) "
+    "-> Tensor"
+)
+
+
+def _plain(
+    X: Tensor,
+    M: Tensor | None,
+    Y: Tensor | None,
+    loss: int,
+    R_Mt: Tensor | None,
+    Xt_R: Tensor | None,
+    R: Tensor | None,
+) -> Tensor:
+    """With ``R = X @ M - Y``: returns the loss, and fills what is given of ``R M^T``, ``X^T R`` and ``R``."""
+    Y = None if Y is None else Y.to(X.dtype)
+    residual = _reference.residual(X, M, Y)
+    if R_Mt is not None:
+        R_Mt.copy_(residual if M is None else residual @ M.mT)
+    if Xt_R is not None:
+        Xt_R.copy_(X.mT @ residual)
+    if R is not None:
+        R.copy_(residual)
+    return _reference.residual_loss(X, M, Y, _reference.LOSSES[loss])
+
+
+_library.impl("residual_products", _plain, "CompositeExplicitAutograd")
+torch.library.register_fake("matconv_fast::residual_products", lambda X, *args: X.new_empty(X.shape[:-2]), lib=_library)
+
+
+def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> Tensor:
+    """One loss per problem, differentiable by every tensor. Y may be of lower precision where it needs no gradient.
+
+    The kernel takes tensors of one batch shape; what broadcasts, and what a transform or a compiler looks at, goes to
+    the reference.
+    """
+    dtype = X.dtype
+    if not _takes(X, M, Y):
+        return _reference.residual_loss(X, M, None if Y is None else Y.to(dtype), loss)
+    batch = X.shape[:-2]
+    if len(batch) > 1:
+        X, M, Y = (None if t is None else t.reshape(-1, *t.shape[-2:]) for t in (X, M, Y))
+    index = _reference.LOSSES.index(loss)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (X, M, Y)):
+        value = _ResidualLoss.apply(X, M, Y, index)
+    else:
+        value = _products(X, M, Y, index, None, None, None)
+    return value.view(batch) if len(batch) > 1 else value
+
+
+def _takes(X: Tensor, M: Tensor | None, Y: Tensor | None) -> bool:
+    batch = X.shape[:-2]
+    return (
+        backend.is_plain(X, M, Y)
+        and backend.runs_native(X.device)
+        and not torch.is_autocast_enabled("cpu")
+        and (M is None or M.shape[:-2] == batch)
+        and (Y is None or Y.shape[:-2] == batch)
+    )
+
+
+def _products(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor:
+    X, M, Y = (None if t is None else t.contiguous() for t in (X, M, Y))
+    return torch.ops.matconv_fast.residual_products.default(X, M, Y, loss, *outputs)
+
+
+class _ResidualLoss(torch.autograd.Function):
+    """The loss, with its gradients but for their scale computed on the way, while the blocks of R are at hand.
+
+    So the first backward scales what is there in place and hands it over; one that comes later (``retain_graph``)
+    computes it again, by the same kernel to the same bits. Nothing that was saved is written to. With
+    ``create_graph`` the gradient is that of the reference, which is differentiable in turn.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int) -> Tensor:
+        ctx.loss, ctx.needed = loss, ctx.needs_input_grad[:3]
+        ctx.products = _ResidualLoss.outputs(X, M, ctx.needed)
+        value = _products(X, M, Y, loss, *ctx.products)
+        ctx.save_for_backward(X, M, Y, value)
+        return value
+
+    @staticmethod
+    def outputs(X: Tensor, M: Tensor | None, needed: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
+        """Room for ``R M^T``, ``X^T R`` and ``R``, where the gradient of X, M or Y is needed."""
+        p = X.shape[-1] if M is None else M.shape[-1]
+        return (
+            X.new_empty(X.shape) if needed[0] else None,
+            X.new_empty(M.shape) if M is not None and needed[1] else None,
+            X.new_empty(*X.shape[:-1], p) if needed[2] else None,
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        X, M, Y, value = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph
+            return *_differentiable_gradients(X, M, Y, ctx.loss, ctx.needed, grad), None
+        products, ctx.products = ctx.products, None
+        if products is None:
+            products = _ResidualLoss.outputs(X, M, ctx.needed)
+            _products(X, M, Y, ctx.loss, *products)
+        elements = X.shape[-2] * (X.shape[-1] if M is None else M.shape[-1])
+        scale = grad * _reference.gradient_scale(_reference.LOSSES[ctx.loss], elements)
+        if _reference.LOSSES[ctx.loss] == "fro":
+            scale = scale / torch.where(value > 0, value, 1)
+        scale = scale[..., None, None]
+        dX, dM, dY = (None if t is None else t.mul_(s) for t, s in zip(products, (scale, scale, -scale), strict=True))
+        return dX, dM, dY, None
+
+
+def _differentiable_gradients(
+    X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, needed: tuple[bool, bool, bool], grad: Tensor
+) -> list[Tensor | None]:
+    value = _reference.residual_loss(X, M, None if Y is None else Y.to(X.dtype), _reference.LOSSES[loss])
+    inputs = [t for t, wanted in zip((X, M, Y), needed, strict=True) if wanted]
+    gradients = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))
+    return [next(gradients) if wanted else None for wanted in needed]
