@@ -24,12 +24,15 @@ lint: $(VENV)/.built $(VENV)/.linters
 
 # -O1: at -O3 the sanitizers' checks around 200 kernel instances take minutes to compile
 SANITIZED := $(wildcard kernels/cpu/isa_*.cpp) kernels/cpu/finish_chunk.cpp tests/sanitize.cpp tests/sanitize_wide.cpp
-sanitize: $(EXTENSION) $(SANITIZED)  ## the kernels under AddressSanitizer and UBSan, then under ThreadSanitizer
-	mkdir -p build/sanitize
-	for kind in address,undefined thread; do \
-	  $(CXX) -std=c++17 -O1 -g -ffp-contract=fast -Wno-psabi -pthread -fsanitize=$$kind -fno-sanitize-recover=all \
-	    $(SANITIZED) -o build/sanitize/$$kind && build/sanitize/$$kind || exit 1; \
-	done
+sanitize:  ## the kernels under AddressSanitizer and UBSan, and under ThreadSanitizer
+	$(MAKE) -j2 build/sanitize/address,undefined build/sanitize/thread
+
+build/sanitize/%: $(EXTENSION) $(SANITIZED)
+	mkdir -p $(@D)
+	$(CXX) -std=c++17 -O1 -g -ffp-contract=fast -Wno-psabi -pthread -fsanitize=$* -fno-sanitize-recover=all $(SANITIZED) -o $@
+	$@
+
+.DELETE_ON_ERROR:
 
 format: $(VENV)/.linters
 	$(BIN)/ruff check --fix .
@@ -47,12 +50,12 @@ clean:
 # torch comes first: the extension builds against the installed one, so there is no build isolation.
 $(VENV)/.installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt setuptools torch
+	$(BIN)/pip install --quiet -c constraints.txt setuptools ninja torch
 	$(BIN)/pip install --quiet -c constraints.txt numpy "triton; platform_system == 'Linux'" plotly tqdm
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed setup.py $(EXTENSION)
-	$(BIN)/pip install --quiet --no-build-isolation --no-deps -e .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --no-deps -e .
 	touch $@
 
 $(VENV)/.testers: $(VENV)/.installed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from . import _checks, _reference
+from ._ops import kernel_residual_loss
 from ._ops import residual_loss as residual_loss_op
 
 
@@ -41,6 +42,9 @@ def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None = None, *, loss:
         >>> loss.item(), X.grad[0].tolist()
         (0.5, [-0.5, 0.0, 0.0])
     """
+    found = kernel_residual_loss(X, M, Y, loss)
+    if found is not None:
+        return found
     _checks.choice("loss", loss, _reference.LOSSES)
     _checks.matrix("X", X)
     _checks.problem(X, M, Y)

@@ -53,67 +53,88 @@ bool near(T found, double wanted) {
   return std::fabs(found - wanted) <= 300 * std::numeric_limits<T>::epsilon() * (1 + std::fabs(wanted));
 }
 
+enum class Rule { heavy_ball, adam };
+
 template <typename T>
 struct Problem {
   int64_t m, n, p, limit;
-  std::vector<T> X, V, M, Y;
+  bool product, unit;
+  std::vector<T> X, V, S, M, Y;
   std::vector<double> sums;
   T lr = T(0.01), momentum = T(0.5), scale = T(0.1);
-  bool unit;
 
-  Problem(int64_t m, int64_t n, int64_t p, bool unit)
+  Problem(int64_t m, int64_t n, int64_t p, bool product, bool unit)
       : m(m),
         n(n),
-        p(p),
+        p(product ? p : n),
         limit(draw(0, 4)),
+        product(product),
+        unit(unit),
         X(random<T>(m * n)),
         V(random<T>(m * n)),
-        M(random<T>(n * p)),
-        Y(random<T>(m * p)),
-        sums(limit + 1),
-        unit(unit) {}
+        S(m * n, T(0.5)),
+        M(random<T>(product ? n * p : 0)),
+        Y(random<T>(m * this->p)),
+        sums(limit + 1) {}
 
-  mcf::HeavyBall<T> arguments() {
-    return {X.data(), V.data(), Y.data(), m, n, p, lr, momentum, unit, limit, -1, INFINITY, sums.data()};
+  mcf::Descent<T> arguments() {
+    mcf::Descent<T> q = {};
+    q.X = X.data(), q.V = V.data(), q.S = S.data(), q.M = M.data(), q.Y = Y.data(), q.m = m, q.n = n, q.p = p;
+    q.lr = lr, q.momentum = momentum, q.scale = unit ? T(1) : scale, q.product = product, q.unit = unit;
+    q.first_decay = 0.9, q.second_decay = 0.99, q.eps = 1e-3, q.made = 2;
+    q.limit = limit, q.last_sum = true, q.threshold = -1, q.bail = INFINITY, q.sums = sums.data();
+    return q;
   }
 
   // The same in float64, one entry at a time.
-  void plain(std::vector<double>& x, std::vector<double>& sum_of) const {
+  void plain(Rule rule, std::vector<double>& x, std::vector<double>& sum_of) const {
     x.assign(X.begin(), X.end());
-    std::vector<double> v(V.begin(), V.end()), r(m * p);
+    std::vector<double> v(V.begin(), V.end()), s(S.begin(), S.end()), r(m * p);
     for (int64_t k = 0;; ++k) {
       double sum = 0;
       for (int64_t i = 0; i < m; ++i)
         for (int64_t j = 0; j < p; ++j) {
-          double value = -double(Y[i * p + j]);
-          for (int64_t q = 0; q < n; ++q) value += x[i * n + q] * M[q * p + j];
+          double value = -double(Y[i * p + j]) + (product ? 0 : x[i * n + j]);
+          for (int64_t q = 0; product && q < n; ++q) value += x[i * n + q] * M[q * p + j];
           r[i * p + j] = value, sum += value * value;
         }
       sum_of.push_back(sum);
       if (k == limit) return;
       const double c = unit ? (sum > 0 ? 1 / std::sqrt(sum) : 0) : double(scale);
+      const double c1 = 1 - std::pow(0.9, k + 3), c2 = 1 - std::pow(0.99, k + 3);
       for (int64_t i = 0; i < m; ++i)
         for (int64_t j = 0; j < n; ++j) {
-          double gradient = 0;
-          for (int64_t q = 0; q < p; ++q) gradient += r[i * p + q] * M[j * p + q];
-          v[i * n + j] = double(momentum) * v[i * n + j] + c * gradient;
+          double gradient = product ? 0 : r[i * p + j];
+          for (int64_t q = 0; product && q < p; ++q) gradient += r[i * p + q] * M[j * p + q];
+          gradient *= c;
+          double &first = v[i * n + j], &second = s[i * n + j];
+          if (rule == Rule::heavy_ball) {
+            first = double(momentum) * first + gradient;
+            x[i * n + j] -= double(lr) * first;
+          } else {
+            first = 0.9 * first + 0.1 * gradient, second = 0.99 * second + 0.01 * gradient * gradient;
+            x[i * n + j] -= double(lr) * (first / c1) / (std::sqrt(second / c2) + 1e-3);
+          }
         }
-      for (int64_t i = 0; i < m * n; ++i) x[i] -= double(lr) * v[i];
     }
   }
 };
 
 template <typename T>
-void heavy_ball(const char* isa, const mcf::HeavyBallKernels<T>& kernels, int64_t m, int64_t n, int64_t p, bool unit) {
-  Problem<T> together(m, n, p, unit);
-  auto packed = aligned<T>(kernels.packed_elements(n, p));
-  auto work = aligned<T>(kernels.workspace_elements(m, n, p));
-  kernels.pack(together.M.data(), n, p, unit ? T(1) : together.scale, packed.get());
+void advance(const char* isa, const mcf::AdvanceKernels<T>& kernels, Rule rule, int64_t m, int64_t n, int64_t p,
+             bool product, bool unit) {
+  const mcf::Runners<T>& runners = rule == Rule::adam ? kernels.adam : kernels.heavy_ball;
+  const int64_t buffers = rule == Rule::adam ? 3 : 1;
+  Problem<T> together(m, n, p, product, unit);
+  p = together.p;
+  auto packed = aligned<T>(product ? kernels.packed_elements(n, p) : 0);
+  auto work = aligned<T>(kernels.workspace_elements(m, n, p, buffers));
+  if (product) kernels.pack(together.M.data(), n, p, together.arguments().scale, packed.get());
   std::vector<double> x, sums;
-  together.plain(x, sums);
+  together.plain(rule, x, sums);
   Problem<T> alone = together;
 
-  expect(kernels.lockstep(together.arguments(), packed.get(), work.get()) == together.limit, "updates", isa, m, n, p);
+  expect(runners.lockstep(together.arguments(), packed.get(), work.get()) == together.limit, "updates", isa, m, n, p);
   for (int64_t i = 0; i < m * n; ++i) expect(near(together.X[i], x[i]), "X", isa, m, n, p);
   for (size_t k = 0; k < sums.size(); ++k) expect(near(T(together.sums[k]), sums[k]), "sum", isa, m, n, p);
   if (unit) return;
@@ -123,10 +144,10 @@ void heavy_ball(const char* isa, const mcf::HeavyBallKernels<T>& kernels, int64_
   std::vector<std::thread> threads;  // every slab at once: what they share is read only
   for (int64_t slab = 0; slab < slabs; ++slab)
     threads.emplace_back([&, slab] {
-      auto own = aligned<T>(kernels.workspace_elements(m / slabs + 1, n, p));
-      mcf::HeavyBall<T> q = alone.arguments();
+      auto own = aligned<T>(kernels.workspace_elements(m / slabs + 1, n, p, buffers));
+      mcf::Descent<T> q = alone.arguments();
       q.sums = partial[slab].data();
-      kernels.alone(q, slab, packed.get(), own.get());
+      runners.alone(q, slab, packed.get(), own.get());
     });
   for (std::thread& thread : threads) thread.join();
   expect(alone.X == together.X && alone.V == together.V, "slabs alone", isa, m, n, p);
@@ -135,6 +156,89 @@ void heavy_ball(const char* isa, const mcf::HeavyBallKernels<T>& kernels, int64_
     for (int64_t slab = 0; slab < slabs; ++slab) sum += partial[slab][k];
     expect(sum == together.sums[k], "sum of slabs", isa, m, n, p);
   }
+}
+
+// A batch whose problems stop after different numbers of updates, some of them left alone.
+template <typename T>
+void lanes(const char* isa, const mcf::AdvanceKernels<T>& kernels, int64_t m, int64_t n, int64_t p, bool unit) {
+  const int64_t size = draw(0, 40), columns = 6;
+  Problem<T> all(size * m, n, p, true, unit);
+  all.M = random<T>(size * n * p);
+  std::vector<double> sums(size * columns), never(size, -1.0), bail(size, INFINITY);
+  std::vector<T> lr(size, all.lr), momentum(size, all.momentum);
+  std::vector<int64_t> limit(size), taken(size);
+  for (int64_t& l : limit) l = draw(-1, columns - 1);
+  const std::vector<T> X = all.X, V = all.V;
+
+  mcf::DescentBatch<T> batch = {};
+  batch.first = all.arguments(), batch.first.m = m, batch.first.S = nullptr, batch.first.sums = sums.data();
+  batch.M_stride = n * p, batch.Y_stride = m * p, batch.columns = columns, batch.lr = lr.data();
+  batch.momentum = momentum.data(), batch.limit = limit.data(), batch.threshold = never.data();
+  batch.bail = bail.data(), batch.taken = taken.data();
+  auto work = aligned<T>(kernels.lanes_elements(m, n, p));
+  kernels.lanes(batch, 0, size, work.get());
+
+  for (int64_t b = 0; b < size; ++b) {
+    Problem<T> one(m, n, p, true, unit);
+    const auto part = [b](const std::vector<T>& from, int64_t count) {
+      return std::vector<T>(from.begin() + b * count, from.begin() + (b + 1) * count);
+    };
+    one.X = part(X, m * n), one.V = part(V, m * n), one.M = part(all.M, n * p), one.Y = part(all.Y, m * p);
+    one.limit = limit[b] < 0 ? 0 : limit[b];
+    if (unit) one.scale = 1;
+    std::vector<double> x, wanted;
+    one.plain(Rule::heavy_ball, x, wanted);
+    for (int64_t i = 0; i < m * n; ++i) expect(near(all.X[b * m * n + i], x[i]), "X in lanes", isa, m, n, p);
+    for (int64_t k = 0; k <= limit[b]; ++k)
+      expect(near(T(sums[b * columns + k]), wanted[k]), "sum in lanes", isa, m, n, p);
+    if (limit[b] >= 0) expect(taken[b] == limit[b], "updates in lanes", isa, m, n, p);
+  }
+}
+
+template <typename T>
+void loss(const char* isa, const mcf::LossKernels<T>& kernels, int64_t m, int64_t n, int64_t p, bool product) {
+  if (!product) p = n;
+  const std::vector<T> X = random<T>(m * n), M = random<T>(product ? n * p : 0), Y = random<T>(m * p);
+  std::vector<T> R_Mt(m * n), Xt_R(product ? n * p : 0), R(m * p);
+  auto work = aligned<T>(kernels.workspace_elements(m, n, p));
+  const double sum = kernels.residual(
+      {X.data(), M.data(), Y.data(), product, m, n, p, R_Mt.data(), product ? Xt_R.data() : nullptr, R.data()},
+      work.get());
+  double wanted = 0;
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < p; ++j) {
+      double value = -double(Y[i * p + j]) + (product ? 0 : double(X[i * n + j]));
+      for (int64_t q = 0; product && q < n; ++q) value += double(X[i * n + q]) * M[q * p + j];
+      expect(near(R[i * p + j], value), "R", isa, m, n, p);
+      wanted += value * value;
+    }
+  expect(near(T(sum), wanted), "loss", isa, m, n, p);
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      double value = product ? 0 : double(R[i * p + j]);
+      for (int64_t q = 0; product && q < p; ++q) value += double(R[i * p + q]) * M[j * p + q];
+      expect(near(R_Mt[i * n + j], value), "R M^T", isa, m, n, p);
+    }
+  for (int64_t i = 0; product && i < n; ++i)
+    for (int64_t j = 0; j < p; ++j) {
+      double value = 0;
+      for (int64_t q = 0; q < m; ++q) value += double(X[q * n + i]) * R[q * p + j];
+      expect(near(Xt_R[i * p + j], value), "X^T R", isa, m, n, p);
+    }
+}
+
+template <typename T>
+void sweeps(const char* isa, const mcf::SweepKernels<T>& kernels, int64_t n) {
+  std::vector<T> R = random<T>(n), X = random<T>(n), V = random<T>(n), S(n, T(0.5));
+  const std::vector<T> Y = random<T>(n), before = R, start = X;
+  double sum = 0;
+  for (int64_t k = 0; k < n; ++k) sum += double(R[k] - Y[k]) * double(R[k] - Y[k]);
+  expect(near(T(kernels.residual(R.data(), Y.data(), n)), sum), "sweep of squares", isa, n, 0, 0);
+  for (int64_t k = 0; k < n; ++k) expect(R[k] == before[k] - Y[k], "sweep of a residual", isa, n, 0, 0);
+  kernels.descend(X.data(), V.data(), T(0.5), n);
+  for (int64_t k = 0; k < n; ++k) expect(near(X[k], start[k] - 0.5 * V[k]), "sweep down", isa, n, 0, 0);
+  Problem<T> problem(1, n, n, false, false);
+  kernels.adam(problem.arguments(), 0, X.data(), V.data(), S.data(), Y.data(), n);
 }
 
 template <typename T>
@@ -152,13 +256,21 @@ void distance(const char* isa, const mcf::DistanceKernels<T>& kernels, int64_t n
 
 template <typename T>
 void drive(const char* isa, const mcf::TypedKernels<T>& kernels) {
-  for (int64_t m = 0; m <= 5; ++m)
-    for (int64_t n = 0; n <= 5; ++n)
-      for (int64_t p = 0; p <= 5; ++p) heavy_ball(isa, kernels.heavy_ball, m, n, p, (m + n + p) % 2);
-  for (int64_t k = 0; k < 60; ++k)
-    heavy_ball(isa, kernels.heavy_ball, draw(0, 90), draw(0, 40), draw(0, 40), k % 3 == 0);
-  heavy_ball(isa, kernels.heavy_ball, 100, 130, 140, false);
-  for (int64_t n = 0; n < 200; ++n) distance(isa, kernels.distance, n);
+  for (const Rule rule : {Rule::heavy_ball, Rule::adam}) {
+    for (int64_t m = 0; m <= 5; ++m)
+      for (int64_t n = 0; n <= 5; ++n)
+        for (int64_t p = 0; p <= 5; ++p) advance(isa, kernels.advance, rule, m, n, p, true, (m + n + p) % 2);
+    for (int64_t k = 0; k < 40; ++k)
+      advance(isa, kernels.advance, rule, draw(0, 26), draw(0, 17), draw(0, 17), true, k % 3 == 0);
+    for (int64_t k = 0; k < 40; ++k)
+      advance(isa, kernels.advance, rule, draw(0, 90), draw(0, 40), draw(0, 40), k % 4 != 0, k % 3 == 0);
+    advance(isa, kernels.advance, rule, 100, 130, 140, true, false);
+  }
+  for (int64_t k = 0; k < 40; ++k) {
+    lanes(isa, kernels.advance, draw(0, 9), draw(0, 9), draw(0, 9), k % 3 == 0);
+    loss(isa, kernels.loss, draw(0, 30), draw(0, 30), draw(0, 30), k % 4 != 0);
+  }
+  for (int64_t n = 0; n < 200; ++n) distance(isa, kernels.distance, n), sweeps(isa, kernels.sweep, n);
 }
 
 void chunks() {

@@ -8,6 +8,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import matconv_fast as mcf
 
+pytestmark = pytest.mark.usefixtures("path")
+
 
 def rand(*shape, dtype=torch.float64, seed=0, requires_grad=False):
     t = torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)

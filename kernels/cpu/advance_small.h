@@ -19,7 +19,7 @@ constexpr int64_t kSmallColumns = 16;
 template <typename T, int K, int A_width, int width, typename Start, typename Finish, typename Block>
 MCF_INLINE void small_product(const T* A, const T* B, int64_t rows, const Start& start, const Finish& finish,
                               const Block& block) {
-  constexpr int lanes = Simd<T>::lanes, NV = width > lanes ? 2 : 1, R = NV == 1 ? 8 : 6;
+  constexpr int lanes = Simd<T>::lanes, NV = width > lanes ? 2 : 1, R = NV == 1 ? 8 : 4;
   for (int64_t row = 0; row < rows; row += R)
     for (int column = 0; column < width; column += NV * lanes) {
       Vec<T> acc[R][NV];
@@ -41,7 +41,7 @@ template <typename T, int N, int P>
 int64_t small(const Descent<T>& q) {
   constexpr int lanes = Simd<T>::lanes;
   constexpr int n_pad = N > lanes ? N : lanes, p_pad = P > lanes ? P : lanes;
-  constexpr int rows = kSmallRows + 6;  // blocks of 6 or 8 rows may end up to 6 beyond
+  constexpr int rows = kSmallRows;  // a multiple of the rows of a block, 4 or 8
   alignas(64) T x[rows * n_pad] = {}, v[rows * n_pad] = {}, y[rows * p_pad] = {}, r[rows * p_pad] = {};
   alignas(64) T a[N * p_pad] = {}, b[P * n_pad] = {};
   for (int64_t i = 0; i < q.m; ++i)

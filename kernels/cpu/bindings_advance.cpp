@@ -26,6 +26,8 @@ struct Advance {
   const int64_t packed = batch.first.product ? round_up(kernels.packed_elements(n, p)) : 0;
 
   void run(int64_t way) const {
+    for (int64_t b = 0; batch.taken && b < size; ++b)
+      if (!batch.runs(b)) batch.taken[b] = 0;
     if (way == kLockstep) lockstep();
     if (way == kAlone) alone();
     if (way == kLanes) lanes();
@@ -38,11 +40,7 @@ struct Advance {
   }
 
   void finish(int64_t b, int64_t updates) const {
-    if (!batch.taken) return;
-    if (batch.runs(b)) batch.taken[b] = updates;
-    double* row = batch[b].sums;
-    for (int64_t j = batch.runs(b) ? updates + 1 : 0; j < batch.columns; ++j)
-      row[j] = std::numeric_limits<double>::quiet_NaN();
+    if (batch.taken && batch.runs(b)) batch.taken[b] = updates;
   }
 
   // Problems that repay waking a thread.
@@ -105,7 +103,6 @@ struct Advance {
       const FlushDenormals flush;
       Workspace<T> state(kernels.lanes_elements(m, n, p));
       kernels.lanes(batch, begin, end, state.get());
-      for (int64_t b = begin; b < end; ++b) finish(b, batch.taken[b]);
     });
   }
 
@@ -247,10 +244,20 @@ void adam_advance(const Tensor X, const Tensor first, const Tensor second, const
 // One update of X and V [m, n] or [batch, m, n], in place; the loss before it. A matrix without a batch dimension
 // serves all problems. Nothing, and nothing is written, for tensors that the kernel does not take: 100 ns here are 2 us
 // of checks in Python, and whoever called looks closer then.
-std::optional<Tensor> heavy_ball_step_(const Tensor X, const Tensor V, const std::optional<Tensor> M,
-                                       const std::optional<Tensor> Y, double lr, double momentum, int64_t loss) {
+std::optional<Tensor> heavy_ball_step_(const Tensor X, const Tensor V, const std::optional<Tensor> any_M,
+                                       const std::optional<Tensor> any_Y, double lr, double momentum, int64_t loss) {
   const int64_t dim = X.dim();
   const ScalarType dtype = X.scalar_type();
+  // M and Y as the kernels read them: contiguous, and float32 where they came in a lower precision than X
+  const auto readable = [&](const std::optional<Tensor>& t) {
+    if (!t.has_value() || !t->is_cpu()) return t;
+    const bool low = t->scalar_type() == ScalarType::BFloat16 || t->scalar_type() == ScalarType::Half;
+    std::optional<Tensor> result = t;
+    if (low && dtype == ScalarType::Float) result = torch::stable::to(*result, ScalarType::Float);
+    if (!result->is_contiguous()) result = torch::stable::contiguous(*result);
+    return result;
+  };
+  const std::optional<Tensor> M = readable(any_M), Y = readable(any_Y);
   if ((dim != 2 && dim != 3) || (dtype != ScalarType::Float && dtype != ScalarType::Double)) return std::nullopt;
   const int64_t size = dim == 3 ? X.size(0) : 1, m = X.size(dim - 2), n = X.size(dim - 1);
   const int64_t p = M.has_value() ? M->size(M->dim() - 1) : n;

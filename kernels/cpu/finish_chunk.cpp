@@ -29,14 +29,15 @@ void finish_chunk(const FinishChunk& q) {
     if (starts) q.bail[b] = kBailFactor * (sums[0] > q.Y_squares[b] ? sums[0] : q.Y_squares[b]);
     if (starts && std::isnan(sums[0])) q.bail[b] = sums[0];
 
+    // 1 ns an iterate: every comparison with a NaN is false, so it ends the loop and is never the lowest
+    const double threshold = q.threshold[b], bail = q.bail[b];
+    double lowest = std::numeric_limits<double>::infinity();
     int64_t end = 0;
-    Code code = judge(sums[0], q.threshold[b], q.bail[b]);
-    double lowest = std::fmin(sums[0], std::numeric_limits<double>::infinity());
-    while (code == kRunning && end < q.taken[b]) {
-      ++end;
-      code = judge(sums[end], q.threshold[b], q.bail[b]);
-      lowest = std::fmin(lowest, sums[end]);
+    for (;; ++end) {
+      lowest = sums[end] < lowest ? sums[end] : lowest;
+      if (end == q.taken[b] || sums[end] <= threshold || !(sums[end] <= bail)) break;
     }
+    Code code = judge(sums[end], threshold, bail);
     if (starts && !std::isfinite(sums[0])) code = kNonFinite;
     if (end < q.taken[b]) q.again[b] = end;
     q.last[b] = sums[end];

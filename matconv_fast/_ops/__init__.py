@@ -8,7 +8,7 @@ from . import backend
 from .advance import adam_advance, heavy_ball_advance
 from .chunk import finish_chunk
 from .distance import distance, kernel_distance
-from .losses import residual_loss
+from .losses import kernel_residual_loss, residual_loss
 from .step import heavy_ball_step_
 
 backend.load_native()
@@ -21,5 +21,6 @@ __all__ = [
     "heavy_ball_advance",
     "heavy_ball_step_",
     "kernel_distance",
+    "kernel_residual_loss",
     "residual_loss",
 ]

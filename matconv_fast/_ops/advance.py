@@ -8,7 +8,10 @@ from torch import Tensor
 from .. import _reference
 
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
-_CHUNK = "Tensor limit, Tensor threshold, Tensor bail, Tensor({}!) sums, Tensor({}!) taken, Tensor({}!)? R, int loss, int way"
+_CHUNK = (
+    "Tensor limit, Tensor threshold, Tensor bail, Tensor({}!) sums, Tensor({}!) taken, Tensor({}!)? R, "
+    "int loss, int way"
+)
 _library.define(
     "heavy_ball_advance(Tensor(a!) X, Tensor(b!) V, Tensor? M, Tensor Y, Tensor lr, Tensor momentum, "
     + _CHUNK.format("c", "d", "e")

@@ -18,7 +18,7 @@ _library.define("distance(Tensor A, Tensor B, int ord) -> Tensor?")
 _library.impl("distance", _by_index, "CompositeExplicitAutograd")
 torch.library.register_fake("matconv_fast::distance", lambda A, B, norm: A.new_empty(A.shape[:-2]), lib=_library)
 _kernel = torch.ops.matconv_fast.distance.default
-_INDEX = {ord: index for index, ord in enumerate(_reference.ORDS)}
+_INDEX = {norm: index for index, norm in enumerate(_reference.ORDS)}
 
 
 def kernel_distance(A: Tensor, B: Tensor, ord: object) -> Tensor | None:  # noqa: A002
@@ -30,9 +30,11 @@ def kernel_distance(A: Tensor, B: Tensor, ord: object) -> Tensor | None:  # noqa
     if (
         (type(ord) is str or type(ord) is int)
         and ord in _INDEX
+        and A is not None
+        and B is not None
         and backend.is_plain(A, B)
         and backend.has_native()
-        and not (torch.is_grad_enabled() and (A.requires_grad or B.requires_grad))
+        and not (torch.is_grad_enabled() and backend.requires_grad(A, B))
     ):
         return _kernel(A, B, _INDEX[ord])
     return None

@@ -13,7 +13,7 @@ from . import backend
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
 _library.define(
     "residual_products(Tensor X, Tensor? M, Tensor? Y, int loss, Tensor(a!)? R_Mt, Tensor(b!)? Xt_R, Tensor(c!)? R) "
-    "-> Tensor"
+    "-> Tensor?"
 )
 
 
@@ -42,40 +42,57 @@ _library.impl("residual_products", _plain, "CompositeExplicitAutograd")
 torch.library.register_fake("matconv_fast::residual_products", lambda X, *args: X.new_empty(X.shape[:-2]), lib=_library)
 
 
+_kernel = torch.ops.matconv_fast.residual_products.default
+_LOSSES = {loss: index for index, loss in enumerate(_reference.LOSSES)}
+
+
+def kernel_residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: object) -> Tensor | None:
+    """The loss by the C++ kernel, or None where it does not take the arguments. Nothing has been checked before.
+
+    The kernel takes contiguous matrices in one batch dimension or none, and records no gradient.
+    """
+    if (
+        type(loss) is str
+        and loss in _LOSSES
+        and X is not None
+        and backend.is_plain(X, M, Y)
+        and backend.has_native()
+        and not (torch.is_grad_enabled() and backend.requires_grad(X, M, Y))
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        return _kernel(X, M, Y, _LOSSES[loss], None, None, None)
+    return None
+
+
 def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> Tensor:
     """One loss per problem, differentiable by every tensor. Y may be of lower precision where it needs no gradient.
 
     The kernel takes tensors of one batch shape; what broadcasts, and what a transform or a compiler looks at, goes to
     the reference.
     """
-    dtype = X.dtype
-    if not _takes(X, M, Y):
-        return _reference.residual_loss(X, M, None if Y is None else Y.to(dtype), loss)
     batch = X.shape[:-2]
+    if (
+        not backend.is_plain(X, M, Y)
+        or not backend.runs_native(X.device)
+        or torch.is_autocast_enabled("cpu")
+        or any(t is not None and t.shape[:-2] != batch for t in (M, Y))
+    ):
+        return _reference.residual_loss(X, M, None if Y is None else Y.to(X.dtype), loss)
     if len(batch) > 1:
-        X, M, Y = (None if t is None else t.reshape(-1, *t.shape[-2:]) for t in (X, M, Y))
-    index = _reference.LOSSES.index(loss)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (X, M, Y)):
-        value = _ResidualLoss.apply(X, M, Y, index)
+        X = X.reshape(-1, *X.shape[-2:])
+        M, Y = (None if t is None else t.reshape(-1, *t.shape[-2:]) for t in (M, Y))
+    if torch.is_grad_enabled() and backend.requires_grad(X, M, Y):
+        value = _ResidualLoss.apply(X, M, Y, _LOSSES[loss])
     else:
-        value = _products(X, M, Y, index, None, None, None)
+        value = _products(X, M, Y, _LOSSES[loss], None, None, None)
     return value.view(batch) if len(batch) > 1 else value
 
 
-def _takes(X: Tensor, M: Tensor | None, Y: Tensor | None) -> bool:
-    batch = X.shape[:-2]
-    return (
-        backend.is_plain(X, M, Y)
-        and backend.runs_native(X.device)
-        and not torch.is_autocast_enabled("cpu")
-        and (M is None or M.shape[:-2] == batch)
-        and (Y is None or Y.shape[:-2] == batch)
-    )
-
-
 def _products(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor:
-    X, M, Y = (None if t is None else t.contiguous() for t in (X, M, Y))
-    return torch.ops.matconv_fast.residual_products.default(X, M, Y, loss, *outputs)
+    M, Y = (None if t is None else t.contiguous() for t in (M, Y))
+    value = _kernel(X.contiguous(), M, Y, loss, *outputs)
+    assert value is not None
+    return value
 
 
 class _ResidualLoss(torch.autograd.Function):
@@ -126,6 +143,6 @@ def _differentiable_gradients(
     X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, needed: tuple[bool, bool, bool], grad: Tensor
 ) -> list[Tensor | None]:
     value = _reference.residual_loss(X, M, None if Y is None else Y.to(X.dtype), _reference.LOSSES[loss])
-    inputs = [t for t, wanted in zip((X, M, Y), needed, strict=True) if wanted]
+    inputs = [t for t, wanted in zip((X, M, Y), needed, strict=True) if wanted and t is not None]
     gradients = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))
     return [next(gradients) if wanted else None for wanted in needed]

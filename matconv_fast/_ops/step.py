@@ -32,11 +32,13 @@ def heavy_ball_step_(
         and 0 <= momentum <= 1e38
         and type(loss) is str
         and loss in _LOSSES
+        and X is not None
+        and V is not None
         and backend.is_plain(X, V, M, Y)
         and backend.has_native()
     ):
         return None
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (X, V, M, Y)):
+    if torch.is_grad_enabled() and backend.requires_grad(X, V, M, Y):
         with torch.no_grad():
             before = _kernel(X, V, M, Y, lr, momentum, _LOSSES[loss])
     else:

@@ -1,0 +1,284 @@
+"""What is special to the C++ kernels: the sizes at which they change their way, threads, and what they must refuse."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from problems import plain_heavy_ball, well_conditioned
+
+import matconv_fast as mcf
+from matconv_fast import _reference
+from matconv_fast._ops.backend import cpu as launch
+
+LOSSES = _reference.LOSSES
+NATIVE_ADAM = torch.ops.matconv_fast.adam_advance
+NATIVE_HEAVY_BALL = torch.ops.matconv_fast.heavy_ball_advance
+WAYS = dict(zip(launch.WAYS, range(len(launch.WAYS)), strict=True))
+
+
+@pytest.fixture(autouse=True)
+def native(force):
+    force("cpu")
+
+
+def rand(*shape, dtype=torch.float64, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def advance(implementation, X, buffers, M, Y, *hyperparameters, steps=6, loss="mse", way=0, R=None, known=None):
+    """One chunk without a stop, on copies; X, buffers and sums."""
+    size = X.shape[0]
+    X, buffers = X.clone(), [t.clone() for t in buffers]
+    sums = torch.full((size, steps + 1), torch.nan if known is None else known, dtype=torch.float64)
+    never, bail = torch.full((2, size), -1.0, dtype=torch.float64).unbind()
+    limit, taken = torch.full((size,), steps), torch.zeros(size, dtype=torch.int64)
+    implementation(
+        X, *buffers, M, Y, *hyperparameters, limit, never, bail + torch.inf, sums, taken, R, LOSSES.index(loss), way
+    )  # fmt: skip
+    assert taken.tolist() == [steps] * size
+    return X, buffers, sums
+
+
+@pytest.mark.parametrize("way", ["lockstep", "alone", "gemm"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 4, 3), (17, 16, 15), (63, 20, 33), (30, 65, 130)])
+def test_adam_takes_torch_adams_steps(way, loss, shape):
+    if way == "alone" and loss == "fro":
+        pytest.skip("fro couples the rows")
+    m, n, p = shape
+    X0, M, Y = rand(2, m, n), rand(2, n, p, seed=1), rand(2, m, p, seed=2)
+    lr, zeros = torch.full((2,), 0.01, dtype=torch.float64), torch.zeros(2, m, n, dtype=torch.float64)
+    count = torch.zeros(2, dtype=torch.float64)
+    X, buffers, _ = advance(
+        NATIVE_ADAM, X0, (zeros, zeros, count), M, Y, lr, 0.9, 0.99, 1e-8, loss=loss, way=WAYS[way]
+    )  # fmt: skip
+    assert buffers[2].tolist() == [6.0, 6.0]
+    for b in range(2):
+        plain = X0[b].clone().requires_grad_()
+        optimizer = torch.optim.Adam([plain], lr=0.01, betas=(0.9, 0.99))
+        for _ in range(6):
+            optimizer.zero_grad()
+            _reference.residual_loss(plain, M[b], Y[b], loss).backward()
+            optimizer.step()
+        torch.testing.assert_close(X[b], plain.detach(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("way", ["lockstep", "alone"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 4), (17, 33), (100, 65)])
+def test_without_M_it_iterates_on_the_difference(way, loss, shape):
+    if way == "alone" and loss == "fro":
+        pytest.skip("fro couples the rows")
+    X0, Y, identity = rand(1, *shape), rand(1, *shape, seed=1), torch.eye(shape[1], dtype=torch.float64)
+    lr, momentum = torch.tensor([0.1], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    X, _, sums = advance(
+        NATIVE_HEAVY_BALL, X0, (torch.zeros_like(X0),), None, Y, lr, momentum, loss=loss, way=WAYS[way]
+    )  # fmt: skip
+    iterates, norms = plain_heavy_ball(X0[0], identity, Y[0], 0.1, 0.5, 6, loss)
+    torch.testing.assert_close(X[0], iterates[-1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sums[0].sqrt(), torch.tensor(norms, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_a_residual_kept_from_the_chunk_before_changes_no_bit():
+    X0, M, Y = rand(1, 40, 50), rand(1, 50, 60, seed=1) / 8, rand(1, 40, 60, seed=2)
+    rates = torch.tensor([1e-2], dtype=torch.float64), torch.tensor([0.9], dtype=torch.float64)
+    state = X0, (torch.zeros_like(X0),)
+    whole = advance(NATIVE_HEAVY_BALL, *state, M, Y, *rates, steps=7, way=WAYS["gemm"])
+    R, known = torch.full((1, 40, 60), torch.nan, dtype=torch.float64), None
+    for steps in (0, 3, 4):
+        *state, sums = advance(
+            NATIVE_HEAVY_BALL, *state, M, Y, *rates, steps=steps, way=WAYS["gemm"], R=R, known=known
+        )  # fmt: skip
+        known = sums[0, -1].item()
+    torch.testing.assert_close(R[0], state[0][0] @ M[0] - Y[0])
+    assert torch.equal(state[0], whole[0])
+    assert known == whole[2][0, -1]
+
+
+@pytest.mark.parametrize("way", ["lockstep", "alone", "lanes", "gemm"])
+@pytest.mark.parametrize("size", [4, 8, 40])
+@pytest.mark.parametrize("scale", [1e-25, 1e-21, 1e-15, 1e15, 1e19, 1e25])
+def test_squares_that_no_float32_holds_are_added_all_the_same(way, size, scale):
+    X, M = torch.zeros(3, size, size), well_conditioned(size, 3, dtype=torch.float32)
+    Y = rand(3, size, size, dtype=torch.float32) * scale
+    rates = torch.full((3,), 1e-3), torch.full((3,), 0.9)
+    _, _, sums = advance(NATIVE_HEAVY_BALL, X, (torch.zeros_like(X),), M, Y, *rates, steps=1, way=WAYS[way])
+    torch.testing.assert_close(sums[:, 0], Y.double().square().sum((1, 2)), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("size", [4, 8, 64])
+def test_a_distance_that_float32_cannot_square(size):
+    for scale in (1e-25, 1e-19, 1e19, 1e25):
+        A = rand(size, size, dtype=torch.float32) * scale
+        found = mcf.distance(A, torch.zeros_like(A))
+        torch.testing.assert_close(found, A.double().norm().float(), rtol=1e-6, atol=0)
+
+
+def test_lanes_are_refilled_and_stop_each_problem_where_it_stops_alone():
+    M = well_conditioned(5, 67, dtype=torch.float32)
+    Y = rand(67, 3, 5, dtype=torch.float32)
+    solver = mcf.HeavyBall(lr=0.05, momentum=0.7)
+    together = mcf.solve(M, Y, solver=solver, loss="sse", rtol=1e-4)
+    assert together.iterations.unique().numel() > 5
+    for b in range(67):
+        alone = mcf.solve(M[b], Y[b], solver=solver, loss="sse", rtol=1e-4)
+        assert alone.iterations == together.iterations[b]
+        torch.testing.assert_close(alone.X, together.X[b], rtol=1e-5, atol=1e-6)
+
+
+# Below and above the size from which torch's GEMM takes over; wide and tall, so blocks of columns and blocks of rows.
+SHAPES = [
+    (1, 1, 1),
+    (5, 4, 3),
+    (16, 17, 15),
+    (40, 40, 40),
+    (65, 63, 130),
+    (500, 20, 700),
+    (900, 10, 400),
+    (64, 400, 64),
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_loss_and_its_gradients_are_as_near_to_the_truth_as_eager(loss, shape, dtype):
+    m, n, p = shape
+    given = [rand(m, n), rand(n, p, seed=1), rand(m, p, seed=2) * n / 4]
+    truth = [t.clone().requires_grad_() for t in given]
+    value = _reference.residual_loss(*truth, loss)
+    value.backward()
+    plain = [t.to(dtype, copy=True).requires_grad_() for t in given]
+    _reference.residual_loss(*plain, loss).backward()
+    for wanted in ((True, True, True), (True, True, False), (True, False, False), (False, True, False)):
+        ours = [t.to(dtype, copy=True).requires_grad_(w) for t, w in zip(given, wanted, strict=True)]
+        found = mcf.residual_loss(*ours, loss=loss)
+        torch.testing.assert_close(found, value.detach().to(dtype))
+        (2 * found).backward(retain_graph=True)
+        first = [t.grad for t in ours]
+        for t, w, exact, near in zip(ours, wanted, truth, plain, strict=True):
+            assert (t.grad is not None) == w
+            if w:
+                scale = exact.grad.abs().max()
+                allowance = 2 * (near.grad - exact.grad).abs().max() + 50 * torch.finfo(dtype).eps * scale
+                assert (t.grad / 2 - exact.grad).abs().max() <= allowance
+        for t in ours:
+            t.grad = None
+        (2 * found).backward()  # computed anew, to the same bits
+        for t, before in zip(ours, first, strict=True):
+            assert t.grad is None or torch.equal(t.grad, before)
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (90, 60, 2100)])
+def test_a_low_precision_Y_is_converted_piece_by_piece(low, shape):
+    m, n, p = shape
+    X, M = rand(m, n, dtype=torch.float32).to(low), rand(n, p, dtype=torch.float32, seed=1).to(low)
+    Y = (rand(m, p, dtype=torch.float32, seed=2) - 0.5).to(low)
+    Y[0, :5] = torch.tensor([0.0, -0.0, 6e-8, -6e-8, 3e4]).to(low)  # 6e-8 is a denormal float16
+    X.requires_grad_()
+    found = mcf.residual_loss(X, M, Y)
+    torch.testing.assert_close(found, _reference.residual_loss(X.float(), M.float(), Y.float(), "mse"))
+    found.backward()
+    assert X.grad.dtype == low
+    for special in (torch.inf, -torch.inf, torch.nan):
+        Y[-1, -1] = special
+        assert not mcf.residual_loss(X.detach(), M, Y).isfinite()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", ["small", "large", "batch", "shared M", "Y none", "M none", "long M none", "low M"])
+def test_the_step_in_one_call_is_the_step(loss, kind):
+    n = 70 if kind == "large" else 300 if kind == "long M none" else 5
+    batch = (3,) if kind in ("batch", "shared M") else ()
+    X, V = rand(*batch, n, n), rand(*batch, n, n, seed=1)
+    M = None if "M none" in kind else rand(*(batch if kind == "batch" else ()), n, n, seed=2) / n
+    Y = None if kind == "Y none" else rand(*batch, n, n, seed=3)
+    if kind == "low M":
+        X, V, M, Y = X.float(), V.float(), M.to(torch.bfloat16), Y.to(torch.bfloat16)
+    wanted = mcf.heavy_ball_step(X, V, M, Y, lr=0.1, momentum=0.8, loss=loss)
+    versions = X._version, V._version
+    before = mcf.heavy_ball_step_(X, V, M, Y, lr=0.1, momentum=0.8, loss=loss)
+    for found, expected in zip((X, V, before), wanted, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert X._version > versions[0]
+    assert V._version > versions[1]
+
+
+def test_the_step_raises_for_what_the_kernel_refuses():
+    X, V, M = rand(3, 3), rand(3, 3, seed=1), rand(3, 3, seed=2)
+    before = X.clone()
+    for arguments, error in (
+        ((None, V, M), TypeError),
+        ((X, V[:2], M), ValueError),
+        ((X, V, M[:2]), ValueError),
+        ((X, X, M), ValueError),
+        ((X, V.float(), M), (TypeError, ValueError)),
+        ((X, V, M.int()), TypeError),
+    ):
+        with pytest.raises(error):
+            mcf.heavy_ball_step_(*arguments, lr=0.1, momentum=0.9)
+    for name, value in (("lr", -1.0), ("lr", torch.inf), ("momentum", -0.1), ("loss", "l2"), ("loss", [])):
+        with pytest.raises((ValueError, TypeError)):
+            mcf.heavy_ball_step_(X, V, M, **{"lr": 0.1, "momentum": 0.9, name: value})
+    assert torch.equal(X, before)
+
+
+def test_the_step_leaves_a_graph_that_needs_X_unusable_and_says_so():
+    X, V, M = rand(3, 3).requires_grad_(), torch.zeros(3, 3, dtype=torch.float64), rand(3, 3, seed=2)
+    loss = (X * X).sum()
+    mcf.heavy_ball_step_(X, V, M, lr=0.1, momentum=0.9)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def solutions(size):
+    """One solve of each kind: lanes, a lone problem, and one whose slabs run on all threads."""
+    solver = mcf.HeavyBall(lr=0.1 * size, momentum=0.8)
+    for M in (well_conditioned(6, 40, dtype=torch.float32), well_conditioned(size, dtype=torch.float32)):
+        yield mcf.solve(M, solver=solver, rtol=1e-5, max_iters=300)
+
+
+def same(a, b):
+    return all(
+        torch.equal(x.X, y.X) and torch.equal(x.iterations, y.iterations)
+        and torch.equal(x.history.nan_to_num(-1), y.history.nan_to_num(-1))
+        for x, y in zip(a, b, strict=True)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [4, 12, 90])
+def test_two_threads_that_solve_at_once_get_what_they_get_alone(size):
+    alone = list(solutions(size))
+    assert same(alone, solutions(size))
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(lambda _: list(solutions(size)), range(8)):
+            assert same(alone, found)
+
+
+def test_the_interpreter_runs_while_a_kernel_does():
+    M = well_conditioned(200, dtype=torch.float64)
+    started, counted, done = threading.Event(), 0, threading.Event()
+
+    def solve():
+        started.set()
+        mcf.solve(M, solver=mcf.HeavyBall(lr=0.1), rtol=0.0, max_iters=400)
+        done.set()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # so that the lock is only ever given up by whoever waits or calls a kernel
+    try:
+        thread = threading.Thread(target=solve)
+        thread.start()
+        started.wait()
+        while not done.is_set():
+            counted += 1
+            done.wait(1e-4)
+        thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert counted > 20
