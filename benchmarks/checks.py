@@ -28,10 +28,12 @@ def near(what: str, found: Tensor, truth: Tensor, rtol: float) -> None:
         raise MismatchError(f"{what} is {miss:.1e} from float64's, relatively; allowed: {rtol:.0e}")
 
 
-def our_solve(work: Descent) -> mcf.Solution:
+def our_solve(work: Descent, record_every: int = 1) -> mcf.Solution:
     """The public call that replaces the loops."""
     solver = mcf.HeavyBall(lr=work.lr, momentum=work.momentum)
-    return mcf.solve(work.M, work.Y, work.X0, solver=solver, rtol=work.rtol, max_iters=work.iterations)
+    return mcf.solve(
+        work.M, work.Y, work.X0, solver=solver, rtol=work.rtol, max_iters=work.iterations, record_every=record_every
+    )
 
 
 def our_path(work: Descent) -> peers.Path:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import NotRunError, Result, cells, table
+from measure import NotRunError, Result, cells, markdown, table
 from rows import rows
 
 import matconv_fast as mcf
@@ -54,7 +54,13 @@ def main() -> None:
     parser.add_argument("--rows", metavar="REGEX", default="", help="only lines whose 'row / against' it is found in")
     parser.add_argument("--rounds", type=int, default=7, help="pairs a line (7); figures to be quoted need 5")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every pair, versions and device")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="measure nothing: README's table from such a file"
+    )
     arguments = parser.parse_args()
+    if arguments.markdown is not None:
+        print(markdown(json.loads(arguments.markdown.read_text())["rows"]))
+        return
     print(mcf.info(), end="\n\n", flush=True)
     load = os.getloadavg()[0]
     if load > BUSY:  # torch's threads wait for each other: a loop that shares a core can take 100 times its time

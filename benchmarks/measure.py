@@ -198,3 +198,16 @@ def table(lines: list[tuple[str, ...]]) -> str:
         for line in lines
     ]
     return "\n".join([aligned[0].rstrip(), "-" * len(aligned[0]), *(line.rstrip() for line in aligned[1:])])
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """README's table, from the rows of a JSON file."""
+    lines = ["| workload | against | here | there | ratio | quartiles |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        figure = Figure(row["kind"], row["asked"])
+        low, middle, high = (
+            figure.show(q) for q in (row["ratio_quartiles"][0], row["ratio"], row["ratio_quartiles"][1])
+        )
+        ours, theirs = quantity(row["ours"], row["unit"]), quantity(row["theirs"], row["unit"])
+        lines.append(f"| {row['name']} | {row['against']} | {ours} | {theirs} | {middle} | {low} to {high} |")
+    return "\n".join(lines)

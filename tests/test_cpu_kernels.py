@@ -83,15 +83,16 @@ def test_without_M_it_iterates_on_the_difference(way, loss, shape):
     torch.testing.assert_close(sums[0].sqrt(), torch.tensor(norms, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
-def test_a_residual_kept_from_the_chunk_before_changes_no_bit():
+@pytest.mark.parametrize("way", ["alone", "gemm"])
+def test_a_residual_kept_from_the_chunk_before_changes_no_bit(way):
     X0, M, Y = rand(1, 40, 50), rand(1, 50, 60, seed=1) / 8, rand(1, 40, 60, seed=2)
     rates = torch.tensor([1e-2], dtype=torch.float64), torch.tensor([0.9], dtype=torch.float64)
     state = X0, (torch.zeros_like(X0),)
-    whole = advance(NATIVE_HEAVY_BALL, *state, M, Y, *rates, steps=7, way=WAYS["gemm"])
+    whole = advance(NATIVE_HEAVY_BALL, *state, M, Y, *rates, steps=7, way=WAYS[way])
     R, known = torch.full((1, 40, 60), torch.nan, dtype=torch.float64), None
     for steps in (0, 3, 4):
         *state, sums = advance(
-            NATIVE_HEAVY_BALL, *state, M, Y, *rates, steps=steps, way=WAYS["gemm"], R=R, known=known
+            NATIVE_HEAVY_BALL, *state, M, Y, *rates, steps=steps, way=WAYS[way], R=R, known=known
         )  # fmt: skip
         known = sums[0, -1].item()
     torch.testing.assert_close(R[0], state[0][0] @ M[0] - Y[0])

@@ -22,11 +22,13 @@ struct Descent {  // one contiguous problem
   T* S;           // [m, n], Adam's second moment
   const T* M;     // [n, p]
   const T* Y;     // [m, p]
+  T* R;           // [m, p], the residual, kept from one call to the next by slabs alone and with the GEMM; or null
   int64_t m, n, p;
   T lr, momentum, scale;                  // scale is c
   double first_decay, second_decay, eps;  // of Adam
   double made;                            // updates that Adam has made before
   bool product;                           // whether there is an M
+  bool known;                             // whether R is that of X already, and sums[0] its sum
   bool unit;                              // loss fro: c is 1 / ||R||, which couples the rows; in lockstep only
   int64_t limit;                          // updates, at most
   bool last_sum;                          // whether the sum of the last iterate is wanted: a single step does without
@@ -50,6 +52,8 @@ struct DescentBatch {
     Descent<T> q = first;
     q.X += b * q.m * q.n, q.V += b * q.m * q.n, q.Y += b * Y_stride, q.sums += b * columns;
     if (q.S) q.S += b * q.m * q.n;
+    if (q.R) q.R += b * q.m * q.p;
+    q.known = q.R && q.sums[0] == q.sums[0];  // not NaN
     q.M += b * M_stride;
     if (lr) q.lr = lr[b];
     if (momentum) q.momentum = momentum[b];

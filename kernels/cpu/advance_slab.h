@@ -252,12 +252,15 @@ int64_t alone(const Descent<T>& q, int64_t slab, const T* packed, T* work) {
   const Rows rows = part_of(q.m, count, slab), all{0, rows.count()};
   const State<T> s = load(q, rows, Rule::buffers, work);
   Rule rule(q);
+  T* R = q.R ? q.R + rows.begin * q.p : nullptr;
+  if (q.known) copy_rows<T>(R, q.p, s.r, s.p_pad, rows.count(), q.p);
   for (int64_t j = 0; j < q.limit; ++j) {
-    q.sums[j] = residual_slab(s, all, q, packed);
+    if (j > 0 || !q.known) q.sums[j] = residual_slab(s, all, q, packed);
     rule.begin(j);
     update_slab(s, all, q, packed, rule);
   }
-  if (q.last_sum) q.sums[q.limit] = residual_slab(s, all, q, packed);
+  if (q.last_sum && !(q.known && q.limit == 0)) q.sums[q.limit] = residual_slab(s, all, q, packed);
+  if (R) copy_rows<T>(s.r, s.p_pad, R, q.p, rows.count(), q.p);
   store(s, q, rows, Rule::buffers);
   return q.limit;
 }

@@ -17,7 +17,7 @@ struct Advance {
   DescentBatch<T> batch;
   Runners<T> runners;
   int64_t size, buffers;           // problems; and the solver's matrices in a workspace
-  const std::optional<Tensor>& R;  // [size, m, p]: kept by kGemm from one call to the next
+  const std::optional<Tensor>& R;
   const AdvanceKernels<T>& kernels = typed_kernels(T()).advance;
   const SweepKernels<T>& sweep = typed_kernels(T()).sweep;
   const int64_t m = batch.first.m, n = batch.first.n, p = batch.first.p;
@@ -89,7 +89,7 @@ struct Advance {
     });
     for (int64_t b = 0; b < size; ++b) {
       const Descent<T> q = batch[b];
-      for (int64_t j = 0; batch.runs(b) && j < q.limit + q.last_sum; ++j) {
+      for (int64_t j = q.known; batch.runs(b) && j < q.limit + q.last_sum; ++j) {
         q.sums[j] = 0;
         for (int64_t slab = 0; slab < slabs; ++slab) q.sums[j] += partial.get()[(b * slabs + slab) * columns + j];
       }
@@ -112,16 +112,14 @@ struct Advance {
     const auto one = [&](const Tensor& t) { return torch::stable::select(t, 0, t.size(0) == 1 ? 0 : b); };
     const Tensor x = one(X), v = one(V), a = one(*M), a_t = torch::stable::transpose(a, 0, 1);
     const Tensor r = R.has_value() ? torch::stable::select(*R, 0, b) : torch::stable::new_empty(X, {m, p});
-    bool known = R.has_value() && q.sums[0] == q.sums[0];  // not NaN: r is the residual of X already
     const Tensor g = q.S ? torch::stable::new_empty(X, {m, n}) : v;
     for (int64_t j = 0;; ++j) {
       if (j == q.limit && !q.last_sum) return j;
-      if (!known) {
+      if (j > 0 || !q.known) {
         TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(r.get(), x.get(), a.get()));
         q.sums[j] =
             sum_over(m * p, [&](int64_t k, int64_t count) { return sweep.residual(write<T>(r) + k, q.Y + k, count); });
       }
-      known = false;
       const double sum = q.sums[j];
       if (j == q.limit || sum <= q.threshold || !(sum <= q.bail)) return j;
       const double scale = !q.unit ? q.scale : sum > 0 ? 1 / std::sqrt(sum) : 0;
@@ -195,6 +193,7 @@ struct Chunk {
     all.first.m = m, all.first.n = n, all.first.p = p;
     all.first.scale = static_cast<T>(gradient_scale(loss, static_cast<double>(m) * p)), all.first.unit = loss == kFro;
     all.first.sums = write<double>(sums), all.first.last_sum = true;
+    all.first.R = R.has_value() ? write<T>(*R) : nullptr;
     all.M_stride = !M.has_value() || M->size(0) == 1 ? 0 : n * p;
     all.Y_stride = Y.size(0) == 1 ? 0 : m * p;
     all.columns = sums.size(1), all.lr = read<T>(lr), all.limit = read<int64_t>(limit);

@@ -55,13 +55,13 @@ struct Residual {
   const SweepKernels<T>& sweep = typed_kernels(T()).sweep;
 
   // Blocks of R, of whole columns or of whole rows, by the longer side: each makes one product whole, X^T R or R M^T,
-  // and is a term of the other. 384 of F's 8,192 columns are 4.7 % of R; its three products take 451 ms by blocks of
+  // and is a term of the other. 320 of F's 8,192 columns are 4 % of R; its three products take 460 ms by blocks of
   // these, 506 of 256, 525 of 128, and 433 whole (two Zen 3 cores). 1 MB stays in a cache, however small R is.
   double run() const {
     const Tensor Xt = torch::stable::transpose(X, 0, 1), Mt = torch::stable::transpose(M, 0, 1);
     const bool by_columns = p >= m;
     const int64_t length = by_columns ? p : m, other = by_columns ? m : p;
-    const int64_t least = std::max<int64_t>(m * p * 3 / 64, (int64_t(1) << 20) / static_cast<int64_t>(sizeof(T)));
+    const int64_t least = std::max<int64_t>(m * p * 5 / 128, (int64_t(1) << 20) / static_cast<int64_t>(sizeof(T)));
     const int64_t step = R ? length : std::min(length, std::max<int64_t>(64, least / std::max<int64_t>(other, 1)));
     double sum = 0;
     std::optional<Tensor> buffer;

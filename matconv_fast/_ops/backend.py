@@ -117,7 +117,7 @@ def stops_exactly(way: int) -> bool:
 
 def keeps_residual(way: int) -> bool:
     """Whether `advance` can go on from the residual that it ended a chunk with."""
-    return cpu.WAYS[way] == "gemm"
+    return cpu.WAYS[way] in ("alone", "gemm")
 
 
 @dataclass(frozen=True)

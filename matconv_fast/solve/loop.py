@@ -112,7 +112,6 @@ class _Run:
         self.snapshot = [torch.empty_like(t) for t in self.state] if replays else []
         keeps = self.prepared.keeps_residual
         self.R = problem.Y.new_empty(batch, problem.m, problem.p) if keeps else None
-        self.R_is_known = False
         Y_norm = problem.Y_norm()
         self.threshold = convergence.threshold(problem, convergence.tolerance(problem, options, Y_norm))
         self.Y_squares = Y_norm.square()
@@ -122,12 +121,14 @@ class _Run:
         self.status.copy_(start.status)
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)
 
-    def advance(self, limit: Tensor, steps: int) -> Tensor:
-        """Up to ``limit`` updates of each problem, none more than `steps`; the sums ``[B, steps + 1]``."""
+    def advance(self, limit: Tensor, steps: int, *, goes_on: bool = False) -> Tensor:
+        """Up to ``limit`` updates of each problem, none more than `steps`; the sums ``[B, steps + 1]``.
+
+        ``goes_on``: from where the call before came to, so that a residual that it kept is that of X.
+        """
         sums = torch.empty((self.problem.size, steps + 1), dtype=torch.float64, device=self.problem.device)
         if self.R is not None:
-            sums[:, 0] = self.last if self.R_is_known else torch.nan
-            self.R_is_known = True
+            sums[:, 0] = self.last if goes_on else torch.nan
         chunk = Chunk(limit, self.threshold, self.bail, sums, self.taken, self.R)
         self.prepared.advance(self.state[0], tuple(self.state[1:]), chunk)
         return sums
@@ -140,12 +141,18 @@ class _Run:
         )  # fmt: skip
         return convergence.poll(self.counts)
 
-    def run(self, steps: int) -> tuple[Tensor, int]:
-        """One chunk: every running problem makes `steps` updates or stops exactly where it should."""
+    def run(self, steps: int, running: int) -> tuple[Tensor, int]:
+        """One chunk: each of the `running` problems makes `steps` updates or stops exactly where it should.
+
+        Returns the sums of the chunk, and the number of problems that go on.
+        """
         for old, state in zip(self.snapshot, self.state, strict=False):  # there may be none
             old.copy_(state)
-        limit = torch.where(self.status == _reference.RUNNING, steps, -1)
-        sums = self.advance(limit, steps)
+        if running == self.problem.size:
+            limit = torch.full_like(self.updates, steps)
+        else:
+            limit = torch.where(self.status == _reference.RUNNING, steps, -1)
+        sums = self.advance(limit, steps, goes_on=True)
         running, longest = self.finish(sums)
         if longest >= 0:  # a kernel that does not stop by itself has gone beyond: again, from the snapshot
             due = self.again >= 0
@@ -181,7 +188,7 @@ def run(problem: Problem, solver: Solver, options: Options, start: State) -> Out
             if interval is not None:
                 age %= interval
                 steps = min(steps, interval - age)
-            sums, running = work.run(steps)
+            sums, running = work.run(steps, running)
             history.add(sums, done)
             done, age = done + steps, age + steps
             if interval is not None and age == interval and running:
