@@ -5,10 +5,11 @@
 //                X = X - rate first / (sqrt(second) + floor)      rate, floor: lr and eps with the bias corrected
 //
 // Rows of X do not talk to each other under mse and sse, so a problem is cut into slabs of rows, by its shape alone.
-// Two ways to run it give the same bits: in lockstep one thread takes every slab through each iteration and stops
+// Two ways to run them give the same bits: in lockstep one thread takes every slab through each iteration and stops
 // exactly; alone, each slab makes all its iterations by itself, on any thread, and whoever called replays a problem
-// that went past its stop. M is packed once for all of them, in both orientations, the second one scaled by c. Many
-// small problems run in the lanes of a vector, a problem each.
+// that went past its stop. M is packed once for all of them, in both orientations, the second one scaled by c. In two
+// more ways, many small problems run in the lanes of a vector, a problem each, and large ones on torch's GEMM, with the
+// sweeps of sweep.h after each product (bindings_advance.cpp); both stop exactly.
 #pragma once
 
 #include <cstdint>
@@ -29,9 +30,10 @@ struct Descent {  // one contiguous problem
   double made;                            // updates that Adam has made before
   bool product;                           // whether there is an M
   bool known;                             // whether R is that of X already, and sums[0] its sum
-  bool unit;                              // loss fro: c is 1 / ||R||, which couples the rows; in lockstep only
+  bool unit;                              // loss fro: c is 1 / ||R||, which couples the rows: not alone
   int64_t limit;                          // updates, at most
   bool last_sum;                          // whether the sum of the last iterate is wanted: a single step does without
+  bool stops;                             // whether threshold and bail count; alone they do not
   double threshold, bail;  // in lockstep: stop at the first iterate with ||R||^2 <= threshold, or not <= bail
   double* sums;            // [limit + 1]: ||R||^2 of each iterate visited (of a slab alone: its share)
 };

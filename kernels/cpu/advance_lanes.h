@@ -72,7 +72,7 @@ void lanes(const DescentBatch<T>& batch, int64_t begin, int64_t end, T* work) {
   for (int64_t k = 0; k < s.elements(m, n, p); ++k) work[k] = T(0);
 
   Descent<T> problems[width];
-  int64_t index[width], made[width];
+  int64_t index[width], made[width] = {};
   Vec<T> lr = {}, momentum = {};
   int64_t next = begin;
   int busy = 0;

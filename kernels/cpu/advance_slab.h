@@ -130,34 +130,43 @@ void product(const T* A, int64_t lda, Rows rows, int64_t k, const T* packed, int
                  : product_panel<T, 2>(A, lda, rows, k, packed + c * k, out + c, ldo);
 }
 
-// The squares of some columns of r, each one in float64.
+// The squares of `width` columns of r from `column` on, each one in float64, and without the padding: where X holds an
+// infinity, the padding's zeros times that are NaN.
 template <typename T>
 double wide_total(const State<T>& s, Rows rows, int64_t column, int64_t width) {
-  Sum<T> sum;
+  double sum = 0;
   for (int64_t i = rows.begin; i < rows.end; ++i)
-    for (int64_t j = 0; j < width; j += Simd<T>::lanes) sum.add_square(at(s.r + i * s.p_pad + column + j));
-  return sum.total();
+    for (int64_t j = column; j < column + width; ++j) {
+      const double r = s.r[i * s.p_pad + j];
+      sum += r * r;
+    }
+  return sum;
 }
 
+// r = x - y. The padding is left out of the sum: under Adam with eps 0 it is 0 / 0.
 template <typename T>
-double subtract(const State<T>& s, Rows rows) {
+double subtract(const State<T>& s, Rows rows, int64_t n) {
+  constexpr int64_t lanes = Simd<T>::lanes;
   Sum<T> sum;
-  for (int64_t k = rows.begin * s.n_pad; k < rows.end * s.n_pad; k += Simd<T>::lanes) {
-    at(s.r + k) = at(s.x + k) - at(s.y + k);
-    sum.add_square(at(s.r + k));
-  }
+  for (int64_t i = rows.begin; i < rows.end; ++i)
+    for (int64_t j = 0; j < s.n_pad; j += lanes) {
+      Vec<T>& r = at(s.r + i * s.n_pad + j);
+      r = at(s.x + i * s.n_pad + j) - at(s.y + i * s.n_pad + j);
+      for (int64_t l = n - j; l < lanes; ++l) r[l < 0 ? 0 : l] = T(0);
+      sum.add_square(r);
+    }
   return sum.total();
 }
 
 template <typename T>
 double residual_slab(const State<T>& s, Rows rows, const Descent<T>& q, const T* packed) {
-  if (!q.product) return subtract(s, rows);
+  if (!q.product) return subtract(s, rows, q.n);
   const int vectors = panel_vectors<T>(q.p), width = vectors * Simd<T>::lanes;
   double total = 0;
   for (int64_t c = 0; c < s.p_pad; c += width) {
     double sum = vectors == 1 ? residual_panel<T, 1>(s, rows, q.n, packed + c * q.n, c)
                               : residual_panel<T, 2>(s, rows, q.n, packed + c * q.n, c);
-    if (!safe_total<T>(sum)) sum = wide_total(s, rows, c, width);
+    if (!safe_total<T>(sum)) sum = wide_total(s, rows, c, q.p - c < width ? q.p - c : width);
     total += sum;
   }
   return total;
@@ -246,7 +255,7 @@ int64_t alone(const Descent<T>& q, int64_t slab, const T* packed, T* work) {
   const int64_t count = slabs<T>(q.m, q.n, q.p);
   if (count == 1) {
     Descent<T> through = q;
-    through.threshold = -1, through.bail = __builtin_inf();
+    through.stops = false;
     return lockstep<T, Rule>(through, packed, work);
   }
   const Rows rows = part_of(q.m, count, slab), all{0, rows.count()};

@@ -1,4 +1,4 @@
-// The heavy ball on a lone problem with n, p <= 16 and few rows: sizes known to the compiler, M padded to them with
+// The heavy ball on a problem with n, p <= 16 and few rows: sizes known to the compiler, M padded to them with
 // zeros. See advance.h.
 //
 // In the slabs' general code half of an iteration at 8 x 8 is loop counts and divisions: 120 ns, and 60 here (Zen 3).
@@ -61,9 +61,9 @@ int64_t small(const Descent<T>& q) {
         [&](auto& acc) { sum.add(squares<T>(acc)); });
     double total = sum.total();
     if (!safe_total<T>(total)) {
-      Sum<T> again;
-      for (int i = 0; i < rows * p_pad; i += lanes) again.add_square(at(r + i));
-      total = again.total();
+      total = 0;
+      for (int64_t i = 0; i < q.m; ++i)
+        for (int64_t j = 0; j < q.p; ++j) total += static_cast<double>(r[i * p_pad + j]) * r[i * p_pad + j];
     }
     if (stops(q, k, total)) break;
     if (q.unit) {  // the gradient of ||R|| is R M^T / ||R||, and 0 where R is

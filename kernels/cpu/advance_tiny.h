@@ -14,7 +14,7 @@ namespace MCF_ISA {
 template <typename T>
 MCF_INLINE bool stops(const Descent<T>& q, int64_t j, double sum) {
   q.sums[j] = sum;
-  return j == q.limit || sum <= q.threshold || !(sum <= q.bail);
+  return j == q.limit || (q.stops && (sum <= q.threshold || !(sum <= q.bail)));
 }
 
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
@@ -99,10 +99,13 @@ MCF_INLINE int64_t tiny(const Descent<T>& q, const T* packed) {
     WideSum<T, S::lanes> sum;
     sum.add(square);
     double total = sum.total();
-    if (!safe_total<T>(total)) {
-      WideSum<T, S::lanes> again;
-      for (int i = 0; i < S::count; ++i) again.add_square(r[i]);
-      total = again.total();
+    if (!safe_total<T>(total)) {  // without the padding, whose zeros times an infinity are NaN
+      total = 0;
+      for (int i = 0; i < q.m; ++i)
+        for (int j = 0; j < q.p; ++j) {
+          const double entry = r[i / S::rows][i % S::rows * 4 + j];
+          total += entry * entry;
+        }
     }
     if (stops(q, k, total)) break;
 #pragma GCC unroll 4

@@ -94,6 +94,31 @@ void for_range(int64_t size, int64_t grain, const F& f) {
     torch::stable::parallel_for(0, size, grain, f);
 }
 
+// Elements in one block of a sweep, so that the order of its sums does not depend on the threads.
+constexpr int64_t kSweep = 1 << 15;
+
+// Up to so many products m n p, one use of M on one thread takes less time than torch's GEMM.
+constexpr int64_t kSmall = 48 * 48 * 48;
+
+// Calls f(i) for blocks 0 .. blocks - 1, on all threads; the sum of what it returns, added in the blocks' order.
+template <typename F>
+double sum_of_blocks(int64_t blocks, const F& f) {
+  Workspace<double> partial(blocks);
+  for_range(blocks, 1, [&](int64_t begin, int64_t end) {
+    const FlushDenormals flush;
+    for (int64_t i = begin; i < end; ++i) partial.get()[i] = f(i);
+  });
+  double sum = 0;
+  for (int64_t i = 0; i < blocks; ++i) sum += partial.get()[i];
+  return sum;
+}
+
+// What Y is where there is none.
+template <typename T>
+void fill_identity(T* Y, int64_t m, int64_t p) {
+  for (int64_t k = 0; k < m * p; ++k) Y[k] = k / p == k % p;
+}
+
 // The factor c of the gradient c R M^T; for fro it is 1 / ||R||, which only the residual tells.
 inline double gradient_scale(int64_t loss, double elements) {
   return loss == kFro ? 1.0 : loss == kSse ? 2.0 : elements > 0 ? 2.0 / elements : 0.0;

@@ -8,15 +8,13 @@ namespace {
 
 enum Way : int64_t { kLockstep, kAlone, kLanes, kGemm };  // the order of WAYS in matconv_fast/kernels/cpu/launch.py
 
-constexpr int64_t kSweep = 1 << 15;  // elements in one block of a sweep: its sums do not depend on the threads
-
 template <typename T>
 struct Advance {
   const Tensor &X, &V;
   const std::optional<Tensor>& M;
   DescentBatch<T> batch;
   Runners<T> runners;
-  int64_t size, buffers;           // problems; and the solver's matrices in a workspace
+  int64_t size, buffers;  // problems; and the solver's matrices in a workspace
   const std::optional<Tensor>& R;
   const AdvanceKernels<T>& kernels = typed_kernels(T()).advance;
   const SweepKernels<T>& sweep = typed_kernels(T()).sweep;
@@ -121,7 +119,7 @@ struct Advance {
             sum_over(m * p, [&](int64_t k, int64_t count) { return sweep.residual(write<T>(r) + k, q.Y + k, count); });
       }
       const double sum = q.sums[j];
-      if (j == q.limit || sum <= q.threshold || !(sum <= q.bail)) return j;
+      if (j == q.limit || (q.stops && (sum <= q.threshold || !(sum <= q.bail)))) return j;
       const double scale = !q.unit ? q.scale : sum > 0 ? 1 / std::sqrt(sum) : 0;
       TORCH_ERROR_CODE_CHECK(
           aoti_torch_cpu_addmm_out(g.get(), g.get(), r.get(), a_t.get(), q.S ? 0 : q.momentum, scale));
@@ -135,18 +133,11 @@ struct Advance {
     }
   }
 
-  // Calls f(first element, elements) for blocks, on all threads; the sum of the results, added in the blocks' order.
+  // Calls f(first element, elements) for blocks, and adds up what it returns.
   template <typename F>
   static double sum_over(int64_t elements, const F& f) {
-    const int64_t blocks = (elements + kSweep - 1) / kSweep;
-    Workspace<double> partial(blocks);
-    torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-      const FlushDenormals flush;
-      for (int64_t i = begin; i < end; ++i) partial.get()[i] = f(i * kSweep, std::min(kSweep, elements - i * kSweep));
-    });
-    double sum = 0;
-    for (int64_t i = 0; i < blocks; ++i) sum += partial.get()[i];
-    return sum;
+    return sum_of_blocks((elements + kSweep - 1) / kSweep,
+                         [&](int64_t i) { return f(i * kSweep, std::min(kSweep, elements - i * kSweep)); });
   }
 
   static int64_t round_up(int64_t elements) {
@@ -192,7 +183,7 @@ struct Chunk {
     all.first.M = M.has_value() ? read<T>(*M) : nullptr, all.first.product = M.has_value();
     all.first.m = m, all.first.n = n, all.first.p = p;
     all.first.scale = static_cast<T>(gradient_scale(loss, static_cast<double>(m) * p)), all.first.unit = loss == kFro;
-    all.first.sums = write<double>(sums), all.first.last_sum = true;
+    all.first.sums = write<double>(sums), all.first.last_sum = all.first.stops = true;
     all.first.R = R.has_value() ? write<T>(*R) : nullptr;
     all.M_stride = !M.has_value() || M->size(0) == 1 ? 0 : n * p;
     all.Y_stride = Y.size(0) == 1 ? 0 : m * p;
@@ -256,24 +247,32 @@ std::optional<Tensor> heavy_ball_step_(const Tensor X, const Tensor V, const std
     if (!result->is_contiguous()) result = torch::stable::contiguous(*result);
     return result;
   };
+  if (any_M.has_value() && (any_M->dim() < 2 || (any_Y.has_value() && any_Y->scalar_type() != any_M->scalar_type())))
+    return std::nullopt;
   const std::optional<Tensor> M = readable(any_M), Y = readable(any_Y);
   if ((dim != 2 && dim != 3) || (dtype != ScalarType::Float && dtype != ScalarType::Double)) return std::nullopt;
   const int64_t size = dim == 3 ? X.size(0) : 1, m = X.size(dim - 2), n = X.size(dim - 1);
   const int64_t p = M.has_value() ? M->size(M->dim() - 1) : n;
   const auto fits = [&](const Tensor& t, int64_t rows, int64_t columns) {
     const int64_t d = t.dim();
-    return t.is_cpu() && t.is_contiguous() && t.scalar_type() == dtype && (d == 2 || d == 3) && t.size(d - 2) == rows &&
-           t.size(d - 1) == columns && (d == 2 || t.size(0) == 1 || (d == dim && t.size(0) == size));
+    return t.is_cpu() && t.is_contiguous() && t.scalar_type() == dtype && (d == 2 || (d == 3 && dim == 3)) &&
+           t.size(d - 2) == rows && t.size(d - 1) == columns && (d == 2 || t.size(0) == 1 || t.size(0) == size);
   };
-  if (!fits(X, m, n) || !fits(V, m, n) || V.dim() != dim || V.numel() != X.numel() || V.data_ptr() == X.data_ptr() ||
+  if (!fits(X, m, n) || !fits(V, m, n) || V.dim() != dim || V.numel() != X.numel() ||
       (M.has_value() && !fits(*M, n, p)) || (Y.has_value() ? !fits(*Y, m, p) : m != p) || loss < kMse || loss > kFro)
     return std::nullopt;
+  // what is written must not be read as something else
+  const auto overlap = [](const Tensor& a, const std::optional<Tensor>& b) {
+    if (!b.has_value()) return false;
+    const char *a_begin = static_cast<const char*>(a.data_ptr()), *b_begin = static_cast<const char*>(b->data_ptr());
+    return a_begin < b_begin + b->numel() * b->element_size() && b_begin < a_begin + a.numel() * a.element_size();
+  };
+  if (overlap(X, V) || overlap(X, M) || overlap(X, Y) || overlap(V, M) || overlap(V, Y)) return std::nullopt;
   const Tensor result = empty_values(X, dim == 3, size);
   with_dtype(dtype, "heavy_ball_step_", [&](auto zero) {
     using T = decltype(zero);
     Workspace<T> identity(Y.has_value() ? 0 : m * p);
-    if (!Y.has_value())
-      for (int64_t k = 0; k < m * p; ++k) identity.get()[k] = k / p == k % p;
+    if (!Y.has_value()) fill_identity(identity.get(), m, p);
     const double elements = static_cast<double>(m) * p;
     double one[2];
     Workspace<double> many(size > 1 ? 2 * size : 0);
@@ -291,7 +290,7 @@ std::optional<Tensor> heavy_ball_step_(const Tensor X, const Tensor V, const std
     batch.columns = 2;
     const bool few = size < static_cast<int64_t>(torch::stable::get_num_threads());
     const auto runners = typed_kernels(T()).advance.heavy_ball;
-    if (M.has_value() && few && elements * n > 48.0 * 48 * 48) {  // packing M for one use does not pay
+    if (M.has_value() && few && elements * n > kSmall) {  // packing M for one use does not pay
       const auto batched = [](const Tensor& t) { return t.dim() == 3 ? t : torch::stable::unsqueeze(t, 0); };
       const Tensor x = batched(X), v = batched(V);
       const std::optional<Tensor> a = batched(*M);

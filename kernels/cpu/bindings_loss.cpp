@@ -8,9 +8,6 @@
 namespace mcf {
 namespace {
 
-constexpr int64_t kSweep = 1 << 15;       // elements of R that one thread takes at a time
-constexpr int64_t kSmall = 48 * 48 * 48;  // products m n p up to which one thread and no GEMM is faster
-
 // Y, which may be of a lower precision: it is as large as the R that is never held, so it is converted piece by piece.
 template <typename T>
 struct Target {
@@ -26,9 +23,10 @@ struct Target {
     if (dtype == ScalarType::Half) {
       const uint16_t* from = static_cast<const uint16_t*>(data) + begin;
       for (int64_t k = 0; k < count; ++k) {
-        // exponent and fraction moved to a float32's place; 2^112 makes up for the other bias, denormals included
+        // exponent and fraction moved to a float32's place, whose bias is 112 more; a denormal is a multiple of 2^-24
         const uint32_t sign = (from[k] & 0x8000u) << 16, rest = from[k] & 0x7fffu;
-        const float magnitude = from_bits(rest << 13) * 0x1p112f;
+        const float small = static_cast<float>(rest) * 0x1p-24f;
+        const float magnitude = rest < 0x400u ? small : from_bits((rest << 13) + (112u << 23));
         buffer[k] = rest >= 0x7c00u ? from_bits(sign | 0x7f800000u | rest << 13) : sign ? -magnitude : magnitude;
       }
       return buffer;
@@ -96,25 +94,18 @@ struct Residual {
   double subtract(const Tensor& r, int64_t row, int64_t column) const {
     const int64_t rows = r.size(0), columns = r.size(1);
     const int64_t group = std::max<int64_t>(1, kSweep / std::max<int64_t>(1, columns));
-    const int64_t groups = (rows + group - 1) / group;
-    Workspace<double> partial(groups);
-    torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    return sum_of_blocks((rows + group - 1) / group, [&](int64_t g) {
       constexpr int64_t piece = 1024;
       T buffer[piece];
-      for (int64_t g = begin; g < end; ++g) {
-        double sum = 0;
-        for (int64_t i = g * group; i < std::min(rows, (g + 1) * group); ++i)
-          for (int64_t j = 0; j < columns; j += piece) {
-            const int64_t count = std::min(piece, columns - j);
-            sum +=
-                sweep.residual(write<T>(r) + i * columns + j, Y.read((row + i) * p + column + j, count, buffer), count);
-          }
-        partial.get()[g] = sum;
-      }
+      double sum = 0;
+      for (int64_t i = g * group; i < std::min(rows, (g + 1) * group); ++i)
+        for (int64_t j = 0; j < columns; j += piece) {
+          const int64_t count = std::min(piece, columns - j);
+          sum +=
+              sweep.residual(write<T>(r) + i * columns + j, Y.read((row + i) * p + column + j, count, buffer), count);
+        }
+      return sum;
     });
-    double sum = 0;
-    for (int64_t g = 0; g < groups; ++g) sum += partial.get()[g];
-    return sum;
   }
 };
 
@@ -146,8 +137,7 @@ std::optional<Tensor> residual_products(const Tensor X, const std::optional<Tens
     using T = decltype(zero);
     const double elements = static_cast<double>(m) * p;
     Workspace<T> identity(Y.has_value() ? 0 : m * p);
-    if (!Y.has_value())
-      for (int64_t k = 0; k < m * p; ++k) identity.get()[k] = k / p == k % p;
+    if (!Y.has_value()) fill_identity(identity.get(), m, p);
     const auto done = [&](int64_t b, double sum) {
       write<T>(result)[b] = static_cast<T>(loss_of(sum, loss, elements));
     };

@@ -11,7 +11,6 @@ template <typename T>
 struct SweepKernels {
   double (*residual)(T* R, const T* Y, int64_t n);     // R = R - Y; sum R^2
   void (*descend)(T* X, const T* V, T lr, int64_t n);  // X = X - lr V
-  void (*scale)(T* X, T factor, int64_t n);            // X = factor X
   // Adam's update number j of the problem, on n elements of its matrices, G the gradient
   void (*adam)(const Descent<T>& problem, int64_t j, T* X, T* V, T* S, const T* G, int64_t n);
 };

@@ -56,11 +56,6 @@ void sweep_descend(T* X, const T* V, T lr, int64_t n) {
 }
 
 template <typename T>
-void sweep_scale(T* X, T factor, int64_t n) {
-  for (int64_t k = 0; k < n; k += Simd<T>::lanes) put(factor * some(X + k, n - k), X + k, n - k);
-}
-
-template <typename T>
 void sweep_adam(const Descent<T>& q, int64_t j, T* X, T* V, T* S, const T* G, int64_t n) {
   constexpr int lanes = Simd<T>::lanes;
   Adam<T> rule(q);
@@ -75,7 +70,7 @@ void sweep_adam(const Descent<T>& q, int64_t j, T* X, T* V, T* S, const T* G, in
 
 template <typename T>
 constexpr SweepKernels<T> sweep_kernels() {
-  return {sweep_residual<T>, sweep_descend<T>, sweep_scale<T>, sweep_adam<T>};
+  return {sweep_residual<T>, sweep_descend<T>, sweep_adam<T>};
 }
 
 }  // namespace MCF_ISA

@@ -33,13 +33,14 @@ _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
 
 def is_plain(*tensors: object) -> bool:
-    """Whether kernels may read these tensors as memory: no subclass, no transform, no forward mode, no compiler.
+    """Whether the C++ kernels may read these tensors, or None, as memory.
 
-    An operator without a formula would drop a forward-mode tangent, and a batched tensor of ``torch.func.vmap`` has no
-    memory of its own.
+    They must be dense, on a CPU, of no other subclass than Parameter and without a pending negation; and no transform,
+    forward mode or compiler may be at work: an operator without a formula would drop a forward-mode tangent, and a
+    batched tensor of ``torch.func.vmap`` has no memory of its own.
     """
     for t in tensors:
-        if type(t) not in _PLAIN:
+        if type(t) not in _PLAIN or not (t is None or (t.is_cpu and t.layout is torch.strided and not t.is_neg())):
             return False
     return not (
         forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
@@ -166,7 +167,7 @@ def _cpu_info(forced_path: str | None) -> DeviceInfo:
         return DeviceInfo("cpu", name, "reference (PyTorch operators)", f"no C++ kernels: {missing}")
     if forced_path == "reference":
         return DeviceInfo("cpu", name, "reference (PyTorch operators)", "forced by MATCONV_FAST_BACKEND")
-    note = "C++: solve, residual_loss, heavy_ball_step_, distance; reference: second derivatives, compiled functions"
+    note = "C++: solve, residual_loss, heavy_ball_step_, distance; reference: the rest"
     return DeviceInfo("cpu", name, f"cpu (C++ kernels, {cpu.load()})", note)
 
 

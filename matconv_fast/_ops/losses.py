@@ -56,6 +56,7 @@ def kernel_residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: ob
         and loss in _LOSSES
         and X is not None
         and backend.is_plain(X, M, Y)
+        and (Y is None or Y.dtype == X.dtype)
         and backend.has_native()
         and not (torch.is_grad_enabled() and backend.requires_grad(X, M, Y))
         and not torch.is_autocast_enabled("cpu")
@@ -72,8 +73,8 @@ def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> T
     """
     batch = X.shape[:-2]
     if (
-        not backend.is_plain(X, M, Y)
-        or not backend.runs_native(X.device)
+        not backend.runs_native(X.device)
+        or not backend.is_plain(X, M, Y)
         or torch.is_autocast_enabled("cpu")
         or any(t is not None and t.shape[:-2] != batch for t in (M, Y))
     ):
@@ -135,13 +136,17 @@ class _ResidualLoss(torch.autograd.Function):
         if _reference.LOSSES[ctx.loss] == "fro":
             scale = scale / torch.where(value > 0, value, 1)
         scale = scale[..., None, None]
-        dX, dM, dY = (None if t is None else t.mul_(s) for t, s in zip(products, (scale, scale, -scale), strict=True))
-        return dX, dM, dY, None
+        scales = scale, scale, -scale
+        if not backend.is_plain(grad) or torch._C._functorch.is_legacy_batchedtensor(grad):  # is_grads_batched
+            return *(None if t is None else t * s for t, s in zip(products, scales, strict=True)), None
+        return *(None if t is None else t.mul_(s) for t, s in zip(products, scales, strict=True)), None
 
 
 def _differentiable_gradients(
     X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, needed: tuple[bool, bool, bool], grad: Tensor
 ) -> list[Tensor | None]:
+    # views, so that the gradient by each stays at it where one of them was made from another, or is another
+    X, M, Y = X.view_as(X), None if M is None else M.view_as(M), None if Y is None else Y.view_as(Y)
     value = _reference.residual_loss(X, M, None if Y is None else Y.to(X.dtype), _reference.LOSSES[loss])
     inputs = [t for t, wanted in zip((X, M, Y), needed, strict=True) if wanted and t is not None]
     gradients = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))

@@ -15,6 +15,7 @@ _library.define(
 )
 _library.impl("heavy_ball_step_", lambda *args: None, "CompositeExplicitAutograd")
 _kernel = torch.ops.matconv_fast.heavy_ball_step_.default
+_NUMBERS = (float, int)
 _LOSSES = {loss: index for index, loss in enumerate(_reference.LOSSES)}
 
 
@@ -26,8 +27,8 @@ def heavy_ball_step_(
     Nothing has been checked before, and nothing is written with None: a call on a 4 x 4 matrix has 5 us in all.
     """
     if not (
-        type(lr) is float
-        and type(momentum) is float
+        type(lr) in _NUMBERS
+        and type(momentum) in _NUMBERS
         and 0 <= lr <= 1e38
         and 0 <= momentum <= 1e38
         and type(loss) is str
@@ -36,6 +37,7 @@ def heavy_ball_step_(
         and V is not None
         and backend.is_plain(X, V, M, Y)
         and backend.has_native()
+        and not torch.is_autocast_enabled("cpu")
     ):
         return None
     if torch.is_grad_enabled() and backend.requires_grad(X, V, M, Y):

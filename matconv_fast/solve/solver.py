@@ -62,6 +62,8 @@ class Prepared:
         exact = backend.stops_exactly(way)
         # slabs alone copy their state and pack M anew in every call: as much as a fifth of an iteration at 1,024 square
         chunk = max(1 if exact else 8, min(CHUNK_OPERATIONS // max(operations, 1), 1 << 16))
+        if not exact:  # each slab of some 24 rows has a sum of its own for every iteration: 32 MB of them at most
+            chunk = max(8, min(chunk, (24 << 22) // max(problem.size * problem.m, 1)))
         return cls(advance, chunk, exact, backend.keeps_residual(way))
 
 
