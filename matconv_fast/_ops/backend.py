@@ -33,18 +33,22 @@ _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
 
 def is_plain(*tensors: object) -> bool:
-    """Whether the C++ kernels may read these tensors, or None, as memory.
+    """Whether an operator without formulas may take these: tensors, parameters or None, and nothing at work on them.
 
-    They must be dense, on a CPU, of no other subclass than Parameter and without a pending negation; and no transform,
-    forward mode or compiler may be at work: an operator without a formula would drop a forward-mode tangent, and a
-    batched tensor of ``torch.func.vmap`` has no memory of its own.
+    A forward-mode tangent would be dropped, a batched tensor of ``torch.func.vmap`` has no memory of its own, and a
+    compiler does better with plain operators. Device and layout are the operator's to look at.
     """
     for t in tensors:
-        if type(t) not in _PLAIN or not (t is None or (t.is_cpu and t.layout is torch.strided and not t.is_neg())):
+        if type(t) not in _PLAIN:
             return False
     return not (
         forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
     )
+
+
+def is_batched(t: Tensor) -> bool:
+    """Whether it stands for a batch of gradients, as in ``torch.autograd.grad(..., is_grads_batched=True)``."""
+    return torch._C._functorch.is_legacy_batchedtensor(t)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def requires_grad(*tensors: Tensor | None) -> bool:

@@ -5,18 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _reference
+from .. import _checks, _reference
 from . import backend
 
 
-def _by_index(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002 - torch.linalg's own name
+def _elsewhere(A: Tensor, B: Tensor, ord: int) -> Tensor | None:  # noqa: A002 - torch.linalg's own name
+    """On any other device; `kernel_distance` comes here with tensors that nobody has looked at."""
+    _checks.pair(A, B)
+    if _checks.state_dtype(A.dtype) != A.dtype:
+        return None
+    backend.runs_native(A.device)  # says what runs
     return _reference.distance(A, B, _reference.ORDS[ord])
+
+
+def _fake(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002
+    _checks.same_device(A=A, B=B)
+    dtype = _checks.same_dtype(A=A, B=B)
+    return A.new_empty(torch.broadcast_tensors(A, B)[0].shape[:-2], dtype=dtype)
 
 
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
 _library.define("distance(Tensor A, Tensor B, int ord) -> Tensor?")
-_library.impl("distance", _by_index, "CompositeExplicitAutograd")
-torch.library.register_fake("matconv_fast::distance", lambda A, B, norm: A.new_empty(A.shape[:-2]), lib=_library)
+_library.impl("distance", _elsewhere, "CompositeExplicitAutograd")
+torch.library.register_fake("matconv_fast::distance", _fake, lib=_library)
 _kernel = torch.ops.matconv_fast.distance.default
 _INDEX = {norm: index for index, norm in enumerate(_reference.ORDS)}
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _reference
+from .. import _checks, _reference
 from . import backend
 
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
@@ -17,7 +17,7 @@ _library.define(
 )
 
 
-def _plain(
+def _elsewhere(
     X: Tensor,
     M: Tensor | None,
     Y: Tensor | None,
@@ -25,9 +25,15 @@ def _plain(
     R_Mt: Tensor | None,
     Xt_R: Tensor | None,
     R: Tensor | None,
-) -> Tensor:
-    """With ``R = X @ M - Y``: returns the loss, and fills what is given of ``R M^T``, ``X^T R`` and ``R``."""
-    Y = None if Y is None else Y.to(X.dtype)
+) -> Tensor | None:
+    """With ``R = X @ M - Y``: returns the loss, and fills what is given of ``R M^T``, ``X^T R`` and ``R``.
+
+    On any device but a CPU; `kernel_residual_loss` comes here with tensors that nobody has looked at.
+    """
+    _checks.problem(X, M, Y)
+    if _checks.state_dtype(X.dtype) != X.dtype:
+        return None
+    backend.runs_native(X.device)  # says what runs
     residual = _reference.residual(X, M, Y)
     if R_Mt is not None:
         R_Mt.copy_(residual if M is None else residual @ M.mT)
@@ -38,8 +44,16 @@ def _plain(
     return _reference.residual_loss(X, M, Y, _reference.LOSSES[loss])
 
 
-_library.impl("residual_products", _plain, "CompositeExplicitAutograd")
-torch.library.register_fake("matconv_fast::residual_products", lambda X, *args: X.new_empty(X.shape[:-2]), lib=_library)
+_library.impl("residual_products", _elsewhere, "CompositeExplicitAutograd")
+
+
+def _fake(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor:
+    _checks.same_device(X=X, M=M, Y=Y)
+    residual = _reference.residual(X, M, None if Y is None else Y.to(X.dtype))
+    return X.new_empty(residual.shape[:-2], dtype=_checks.state_dtype(X.dtype))
+
+
+torch.library.register_fake("matconv_fast::residual_products", _fake, lib=_library)
 
 
 _kernel = torch.ops.matconv_fast.residual_products.default
@@ -137,7 +151,7 @@ class _ResidualLoss(torch.autograd.Function):
             scale = scale / torch.where(value > 0, value, 1)
         scale = scale[..., None, None]
         scales = scale, scale, -scale
-        if not backend.is_plain(grad) or torch._C._functorch.is_legacy_batchedtensor(grad):  # is_grads_batched
+        if not backend.is_plain(grad) or backend.is_batched(grad):
             return *(None if t is None else t * s for t, s in zip(products, scales, strict=True)), None
         return *(None if t is None else t.mul_(s) for t, s in zip(products, scales, strict=True)), None
 

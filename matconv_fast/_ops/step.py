@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
@@ -20,7 +22,7 @@ _LOSSES = {loss: index for index, loss in enumerate(_reference.LOSSES)}
 
 
 def heavy_ball_step_(
-    X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: object, momentum: object, loss: object
+    X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: Any, momentum: Any, loss: Any
 ) -> Tensor | None:
     """One heavy-ball step on the C++ kernel; the loss before it, or None where that kernel does not take the arguments.
 
@@ -36,6 +38,7 @@ def heavy_ball_step_(
         and X is not None
         and V is not None
         and backend.is_plain(X, V, M, Y)
+        and not (X.is_neg() or V.is_neg())  # a pending negation makes them no memory to write to
         and backend.has_native()
         and not torch.is_autocast_enabled("cpu")
     ):
