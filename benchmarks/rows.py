@@ -47,12 +47,12 @@ def notebook() -> tuple[Side, Side]:
     )
 
 
-def against_loop(n: int) -> tuple[Side, Side]:
-    """The notebook's loop on S."""
+def against(loop: Callable[[Descent], peers.Path], n: int) -> tuple[Side, Side]:
+    """A plain loop on S."""
     work = square(n)
-    checks.same_descent(work, peers.autograd_loop)
+    checks.same_descent(work, loop)
     plain = replace(work, iterations=PLAIN_ITERATIONS[n])
-    return _ours(work), Side(functools.partial(peers.autograd_loop, plain), plain.iterations)
+    return _ours(work), Side(functools.partial(loop, plain), plain.iterations)
 
 
 def against_jax(n: int) -> tuple[Side, Side]:
@@ -60,14 +60,6 @@ def against_jax(n: int) -> tuple[Side, Side]:
     work = square(n)
     checks.same_descent(work, peers.jax_loop)
     return _ours(work), Side(peers.jax_scan(work), work.iterations)
-
-
-def against_compiled(n: int) -> tuple[Side, Side]:
-    """A compiled step on S."""
-    work = square(n)
-    checks.same_descent(work, peers.compiled_loop)
-    plain = replace(work, iterations=PLAIN_ITERATIONS[n])
-    return _ours(work), Side(functools.partial(peers.compiled_loop, plain), plain.iterations)
 
 
 def arithmetic_rate(n: int) -> tuple[Side, Side]:
@@ -155,14 +147,14 @@ def rows() -> Iterator[Row]:
     yield _row("N1-N4", "notebook's loop", Figure("speedup", 2000), notebook, note=note)
     for n, asked in ((16, 300), (64, 28), (256, 2.3), (1024, 1.25)):
         note = counted(_workloads.SQUARE_ITERATIONS[n], PLAIN_ITERATIONS[n])
-        prepare = functools.partial(against_loop, n)
+        prepare = functools.partial(against, peers.autograd_loop, n)
         yield _row(f"S{n}", "notebook's loop", Figure("speedup", asked), prepare, note=note)
     for n, asked in ((4, 10), (8, 10), (16, 10), (64, 4), (256, 1.8)):
         note = counted(*2 * [_workloads.SQUARE_ITERATIONS[n]])
         prepare = functools.partial(against_jax, n)
         yield _row(f"S{n}", "JAX lax.scan", Figure("speedup", asked), prepare, note=note)
     note = counted(_workloads.SQUARE_ITERATIONS[64], PLAIN_ITERATIONS[64])
-    prepare = functools.partial(against_compiled, 64)
+    prepare = functools.partial(against, peers.compiled_loop, 64)
     yield _row("S64", "torch.compile of the step", Figure("speedup"), prepare, note=note)
     for n, iterations in RATE_ITERATIONS.items():
         prepare = functools.partial(arithmetic_rate, n)

@@ -238,7 +238,14 @@ void sweeps(const char* isa, const mcf::SweepKernels<T>& kernels, int64_t n) {
   kernels.descend(X.data(), V.data(), T(0.5), n);
   for (int64_t k = 0; k < n; ++k) expect(near(X[k], start[k] - 0.5 * V[k]), "sweep down", isa, n, 0, 0);
   Problem<T> problem(1, n, n, false, false);
+  const std::vector<T> x = X, v = V;
   kernels.adam(problem.arguments(), 0, X.data(), V.data(), S.data(), Y.data(), n);
+  for (int64_t k = 0; k < n; ++k) {
+    const double first = 0.9 * v[k] + 0.1 * Y[k], second = 0.99 * 0.5 + 0.01 * Y[k] * Y[k];
+    const double c1 = 1 - std::pow(0.9, 3), c2 = 1 - std::pow(0.99, 3);
+    const double wanted = x[k] - double(problem.lr) * (first / c1) / (std::sqrt(second / c2) + 1e-3);
+    expect(near(X[k], wanted) && near(V[k], first) && near(S[k], second), "sweep of Adam", isa, n, 0, 0);
+  }
 }
 
 template <typename T>

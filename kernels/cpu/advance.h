@@ -34,8 +34,19 @@ struct Descent {  // one contiguous problem
   int64_t limit;                          // updates, at most
   bool last_sum;                          // whether the sum of the last iterate is wanted: a single step does without
   bool stops;                             // whether threshold and bail count; alone they do not
-  double threshold, bail;  // in lockstep: stop at the first iterate with ||R||^2 <= threshold, or not <= bail
-  double* sums;            // [limit + 1]: ||R||^2 of each iterate visited (of a slab alone: its share)
+  double threshold, bail;                 // stop at the first iterate with ||R||^2 <= threshold, or not <= bail
+  double* sums;                           // [limit + 1]: ||R||^2 of each iterate visited (of a slab alone: its share)
+
+  // Records the sum of iterate j; whether the iteration ends there. A NaN fails both comparisons and ends it too.
+  __attribute__((always_inline)) inline bool ends(int64_t j, double sum) const {
+    sums[j] = sum;
+    return j == limit || (stops && (sum <= threshold || !(sum <= bail)));
+  }
+
+  // What R is scaled by under fro: the gradient of ||R|| is R M^T / ||R||, and 0 where R is.
+  static __attribute__((always_inline)) inline T over_norm(double sum) {
+    return sum > 0 ? static_cast<T>(1 / __builtin_sqrt(sum)) : T(0);
+  }
 };
 
 // The same for a batch: problem b lies at b times the stride, 0 where all share it. What is null is as in `first`.

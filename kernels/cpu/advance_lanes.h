@@ -114,15 +114,14 @@ void lanes(const DescentBatch<T>& batch, int64_t begin, int64_t end, T* work) {
 
     bool ended[width];
     for (int lane = 0; lane < width; ++lane) {
-      ended[lane] = index[lane] >= 0 && stops(problems[lane], made[lane], totals[lane]);
+      ended[lane] = index[lane] >= 0 && problems[lane].ends(made[lane], totals[lane]);
       if (!ended[lane]) continue;
       out_of_lane<T>(s.x, m * n, problems[lane].X, lane), out_of_lane<T>(s.v, m * n, problems[lane].V, lane);
       batch.taken[index[lane]] = made[lane];
     }
-    if (unit) {  // the gradient of ||R|| is R M^T / ||R||, and 0 where R is
+    if (unit) {
       Vec<T> scale = {};
-      for (int lane = 0; lane < width; ++lane)
-        scale[lane] = totals[lane] > 0 ? static_cast<T>(1 / __builtin_sqrt(totals[lane])) : T(0);
+      for (int lane = 0; lane < width; ++lane) scale[lane] = Descent<T>::over_norm(totals[lane]);
       for (int64_t k = 0; k < m * p; ++k) s.r[k] *= scale;
     }
     for_tiles(m, n, [&](int64_t i, int64_t j, auto R, auto C) {

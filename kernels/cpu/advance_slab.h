@@ -152,7 +152,7 @@ double subtract(const State<T>& s, Rows rows, int64_t n) {
     for (int64_t j = 0; j < s.n_pad; j += lanes) {
       Vec<T>& r = at(s.r + i * s.n_pad + j);
       r = at(s.x + i * s.n_pad + j) - at(s.y + i * s.n_pad + j);
-      for (int64_t l = n - j; l < lanes; ++l) r[l < 0 ? 0 : l] = T(0);
+      for (int64_t l = n > j ? n - j : 0; l < lanes; ++l) r[l] = T(0);
       sum.add_square(r);
     }
   return sum.total();
@@ -238,9 +238,9 @@ int64_t lockstep(const Descent<T>& q, const T* packed, T* work) {
     if (j == q.limit && !q.last_sum) break;
     double sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += residual_slab(s, part_of(q.m, count, i), q, packed);
-    if (stops(q, j, sum)) break;
-    if (q.unit) {  // the gradient of ||R|| is R M^T / ||R||, and 0 where R is
-      const T scale = sum > 0 ? static_cast<T>(1 / __builtin_sqrt(sum)) : T(0);
+    if (q.ends(j, sum)) break;
+    if (q.unit) {
+      const T scale = q.over_norm(sum);
       for (int64_t i = 0; i < q.m * s.p_pad; ++i) s.r[i] *= scale;
     }
     rule.begin(j);

@@ -65,9 +65,9 @@ int64_t small(const Descent<T>& q) {
       for (int64_t i = 0; i < q.m; ++i)
         for (int64_t j = 0; j < q.p; ++j) total += static_cast<double>(r[i * p_pad + j]) * r[i * p_pad + j];
     }
-    if (stops(q, k, total)) break;
-    if (q.unit) {  // the gradient of ||R|| is R M^T / ||R||, and 0 where R is
-      const T scale = total > 0 ? static_cast<T>(1 / __builtin_sqrt(total)) : T(0);
+    if (q.ends(k, total)) break;
+    if (q.unit) {
+      const T scale = q.over_norm(total);
       for (int i = 0; i < rows * p_pad; ++i) r[i] *= scale;
     }
     small_product<T, P, p_pad, n_pad>(

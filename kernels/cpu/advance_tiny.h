@@ -10,13 +10,6 @@
 namespace mcf {
 namespace MCF_ISA {
 
-// Records the sum of iterate j; true where the iteration ends there. A NaN fails both comparisons and ends it too.
-template <typename T>
-MCF_INLINE bool stops(const Descent<T>& q, int64_t j, double sum) {
-  q.sums[j] = sum;
-  return j == q.limit || (q.stops && (sum <= q.threshold || !(sum <= q.bail)));
-}
-
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
 #define MCF_SPREAD4(v, q) __builtin_shufflevector(v, v, q, q, q, q)
 #define MCF_SPREAD8(v, q) __builtin_shufflevector(v, v, q, q, q, q, 4 + q, 4 + q, 4 + q, 4 + q)
@@ -107,7 +100,7 @@ MCF_INLINE int64_t tiny(const Descent<T>& q, const T* packed) {
           total += entry * entry;
         }
     }
-    if (stops(q, k, total)) break;
+    if (q.ends(k, total)) break;
 #pragma GCC unroll 4
     for (int i = 0; i < S::count; ++i) {
       v[i] = tiny_product<T>(r[i], mt, q.momentum * v[i]);

@@ -119,8 +119,8 @@ struct Advance {
             sum_over(m * p, [&](int64_t k, int64_t count) { return sweep.residual(write<T>(r) + k, q.Y + k, count); });
       }
       const double sum = q.sums[j];
-      if (j == q.limit || (q.stops && (sum <= q.threshold || !(sum <= q.bail)))) return j;
-      const double scale = !q.unit ? q.scale : sum > 0 ? 1 / std::sqrt(sum) : 0;
+      if (q.ends(j, sum)) return j;
+      const T scale = q.unit ? q.over_norm(sum) : q.scale;
       TORCH_ERROR_CODE_CHECK(
           aoti_torch_cpu_addmm_out(g.get(), g.get(), r.get(), a_t.get(), q.S ? 0 : q.momentum, scale));
       sum_over(m * n, [&](int64_t k, int64_t count) {
@@ -232,8 +232,8 @@ void adam_advance(const Tensor X, const Tensor first, const Tensor second, const
 }
 
 // One update of X and V [m, n] or [batch, m, n], in place; the loss before it. A matrix without a batch dimension
-// serves all problems. Nothing, and nothing is written, for tensors that the kernel does not take: 100 ns here are 2 us
-// of checks in Python, and whoever called looks closer then.
+// serves all problems. Nothing, and nothing is written, for tensors that the kernel does not take: whoever called looks
+// closer then, in Python, where the checks take longer than the step.
 std::optional<Tensor> heavy_ball_step_(const Tensor X, const Tensor V, const std::optional<Tensor> any_M,
                                        const std::optional<Tensor> any_Y, double lr, double momentum, int64_t loss) {
   const int64_t dim = X.dim();
@@ -284,7 +284,7 @@ std::optional<Tensor> heavy_ball_step_(const Tensor X, const Tensor V, const std
     q.Y = Y.has_value() ? read<T>(*Y) : identity.get(), q.m = m, q.n = n, q.p = p;
     q.lr = static_cast<T>(lr), q.momentum = static_cast<T>(momentum);
     q.scale = static_cast<T>(gradient_scale(loss, elements)), q.unit = loss == kFro, q.limit = 1;
-    q.threshold = -1, q.bail = std::numeric_limits<double>::infinity(), q.sums = sums;
+    q.sums = sums;
     batch.M_stride = M.has_value() && M->dim() == 3 && M->size(0) > 1 ? n * p : 0;
     batch.Y_stride = Y.has_value() && Y->dim() == 3 && Y->size(0) > 1 ? m * p : 0;
     batch.columns = 2;

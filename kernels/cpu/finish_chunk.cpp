@@ -29,7 +29,8 @@ void finish_chunk(const FinishChunk& q) {
     if (starts) q.bail[b] = kBailFactor * (sums[0] > q.Y_squares[b] ? sums[0] : q.Y_squares[b]);
     if (starts && std::isnan(sums[0])) q.bail[b] = sums[0];
 
-    // 1 ns an iterate: every comparison with a NaN is false, so it ends the loop and is never the lowest
+    // 3 ns an iterate, half of what calls of fmin took: every comparison with a NaN is false, so that it ends the loop
+    // and is never the lowest
     const double threshold = q.threshold[b], bail = q.bail[b];
     double lowest = std::numeric_limits<double>::infinity();
     int64_t end = 0;

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import torch
 
-ISAS = ("generic", "avx2", "avx512")
+VECTOR_BYTES = {"generic": 16, "avx2": 32, "avx512": 64}  # by instruction set
 
-# Up to this size a problem in a lane takes less time than alone: at 8, 12 and 16 columns 42, 113 and 274 ns an
-# iteration in lanes, 60, 210 and 275 ns alone (float32, AVX2).
-LANES_SIZE = 12
+# Up to this size a problem in a lane takes less time than one by one: at 5, 8, 12, 14 and 16 square 17, 44, 118, 180
+# and 253 ns an iteration in lanes, 53, 54, 177, 217 and 222 ns one by one (float32, one run on one Zen 3 core).
+LANES_SIZE = 14
 
 # Elements of M from which torch's GEMM is the faster one. With AVX2 the slabs are ahead up to 2,048 square, the largest
 # measured (130 against 119 GFLOP/s at 256, 122 against 119 at 1,024), but keep two packed copies of M. With AVX-512,
-# where MKL is at its best, it is an estimate from the prototype, which drew level with MKL at 256.
+# where MKL is at its best, it is an estimate from the prototype, which drew level with MKL at 256; the generic one is a
+# guess. Under some 32 rows a product waits for M, and the slabs are ahead (1.6 times at 16 rows, M 1,024 square).
 GEMM_AREA = {"generic": 128**2, "avx2": 4096**2, "avx512": 768**2}
 GEMM_ROWS = 32
 
@@ -30,8 +31,8 @@ def load() -> str:
         ImportError: there is no extension here, or it does not load; the message says why.
     """
     wanted = os.environ.get("MATCONV_FAST_ISA", "")
-    if wanted and wanted not in ISAS:
-        raise ImportError(f"MATCONV_FAST_ISA must be one of {', '.join(ISAS)}, got {wanted!r}")
+    if wanted and wanted not in VECTOR_BYTES:
+        raise ImportError(f"MATCONV_FAST_ISA must be one of {', '.join(VECTOR_BYTES)}, got {wanted!r}")
     found = sorted(Path(__file__).parent.glob("_C*.so")) + sorted(Path(__file__).parent.glob("_C*.pyd"))
     if not found:
         raise ImportError(
@@ -49,7 +50,6 @@ def load() -> str:
 
 # The ways in which a kernel can go about `advance`; the order is that of the enum in bindings_advance.cpp.
 WAYS = ("lockstep", "alone", "lanes", "gemm")
-VECTOR_BYTES = {"generic": 16, "avx2": 32, "avx512": 64}
 
 
 def advance_way(

@@ -5,7 +5,7 @@ and a CPU without the extension, gets the PyTorch reference through the composit
 """
 
 from . import backend
-from .advance import adam_advance, heavy_ball_advance
+from .advance import advance
 from .chunk import finish_chunk
 from .distance import distance, kernel_distance
 from .losses import kernel_residual_loss, residual_loss
@@ -14,11 +14,10 @@ from .step import heavy_ball_step_
 backend.load_native()
 
 __all__ = [
-    "adam_advance",
+    "advance",
     "backend",
     "distance",
     "finish_chunk",
-    "heavy_ball_advance",
     "heavy_ball_step_",
     "kernel_distance",
     "kernel_residual_loss",

@@ -21,59 +21,17 @@ _library.define(
     "adam_advance(Tensor(a!) X, Tensor(b!) first, Tensor(c!) second, Tensor(d!) count, Tensor? M, Tensor Y, Tensor lr, "
     "float first_decay, float second_decay, float eps, " + _CHUNK.format("e", "f", "g") + ") -> ()"
 )
-for _name, _function in (
-    ("heavy_ball_advance", _reference.heavy_ball_advance),
-    ("adam_advance", _reference.adam_advance),
-):
-    _library.impl(_name, _function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"matconv_fast::{_name}", lambda *args: None, lib=_library)
+_REFERENCES = {"heavy_ball": _reference.heavy_ball_advance, "adam": _reference.adam_advance}
+for _solver, _function in _REFERENCES.items():
+    _library.impl(f"{_solver}_advance", _function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"matconv_fast::{_solver}_advance", lambda *args: None, lib=_library)
+_NATIVE = {solver: getattr(torch.ops.matconv_fast, f"{solver}_advance").default for solver in _REFERENCES}
 
 
-def heavy_ball_advance(
-    X: Tensor,
-    V: Tensor,
-    M: Tensor | None,
-    Y: Tensor,
-    lr: Tensor,
-    momentum: Tensor,
-    limit: Tensor,
-    threshold: Tensor,
-    bail: Tensor,
-    sums: Tensor,
-    taken: Tensor,
-    R: Tensor | None,
-    *,
-    loss: str,
-    way: int | None,
-) -> None:
-    """`advance` of the heavy ball, the way that `backend.advance_way` chose; contract in ``_reference.py``."""
-    native = torch.ops.matconv_fast.heavy_ball_advance.default
-    function, way = (_reference.heavy_ball_advance, 0) if way is None else (native, way)
-    function(X, V, M, Y, lr, momentum, limit, threshold, bail, sums, taken, R, _reference.LOSSES.index(loss), way)
+def advance(solver: str, *arguments: Tensor | float | None, loss: str, way: int | None) -> None:
+    """`advance` of ``"heavy_ball"`` or ``"adam"``, the way that `backend.advance_way` chose.
 
-
-def adam_advance(
-    X: Tensor,
-    first: Tensor,
-    second: Tensor,
-    count: Tensor,
-    M: Tensor | None,
-    Y: Tensor,
-    lr: Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    limit: Tensor,
-    threshold: Tensor,
-    bail: Tensor,
-    sums: Tensor,
-    taken: Tensor,
-    R: Tensor | None,
-    *,
-    loss: str,
-    way: int | None,
-) -> None:
-    """`advance` of Adam, likewise."""
-    native = torch.ops.matconv_fast.adam_advance.default
-    function, way = (_reference.adam_advance, 0) if way is None else (native, way)
-    index = _reference.LOSSES.index(loss)
-    function(X, first, second, count, M, Y, lr, *betas, eps, limit, threshold, bail, sums, taken, R, index, way)
+    ``arguments`` are those of ``_reference.heavy_ball_advance`` or ``_reference.adam_advance`` up to R, in their order.
+    """
+    implementation = _REFERENCES[solver] if way is None else _NATIVE[solver]
+    implementation(*arguments, _reference.LOSSES.index(loss), way or 0)

@@ -53,10 +53,7 @@ def is_batched(t: Tensor) -> bool:
 
 def requires_grad(*tensors: Tensor | None) -> bool:
     """Whether one of them requires grad."""
-    for t in tensors:  # noqa: SIM110 - any() of a generator takes three times as long, 1 us
-        if t is not None and t.requires_grad:
-            return True
-    return False
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 @functools.cache

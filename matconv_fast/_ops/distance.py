@@ -29,7 +29,6 @@ _library.define("distance(Tensor A, Tensor B, int ord) -> Tensor?")
 _library.impl("distance", _elsewhere, "CompositeExplicitAutograd")
 torch.library.register_fake("matconv_fast::distance", _fake, lib=_library)
 _kernel = torch.ops.matconv_fast.distance.default
-_INDEX = {norm: index for index, norm in enumerate(_reference.ORDS)}
 
 
 def kernel_distance(A: Tensor, B: Tensor, ord: object) -> Tensor | None:  # noqa: A002
@@ -40,14 +39,14 @@ def kernel_distance(A: Tensor, B: Tensor, ord: object) -> Tensor | None:  # noqa
     """
     if (
         (type(ord) is str or type(ord) is int)
-        and ord in _INDEX
+        and ord in _reference.ORDS
         and A is not None
         and B is not None
         and backend.is_plain(A, B)
         and backend.has_native()
         and not (torch.is_grad_enabled() and backend.requires_grad(A, B))
     ):
-        return _kernel(A, B, _INDEX[ord])
+        return _kernel(A, B, _reference.ORDS.index(ord))
     return None
 
 

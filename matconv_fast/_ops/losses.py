@@ -57,7 +57,6 @@ torch.library.register_fake("matconv_fast::residual_products", _fake, lib=_libra
 
 
 _kernel = torch.ops.matconv_fast.residual_products.default
-_LOSSES = {loss: index for index, loss in enumerate(_reference.LOSSES)}
 
 
 def kernel_residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: object) -> Tensor | None:
@@ -67,7 +66,7 @@ def kernel_residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: ob
     """
     if (
         type(loss) is str
-        and loss in _LOSSES
+        and loss in _reference.LOSSES
         and X is not None
         and backend.is_plain(X, M, Y)
         and (Y is None or Y.dtype == X.dtype)
@@ -75,7 +74,7 @@ def kernel_residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: ob
         and not (torch.is_grad_enabled() and backend.requires_grad(X, M, Y))
         and not torch.is_autocast_enabled("cpu")
     ):
-        return _kernel(X, M, Y, _LOSSES[loss], None, None, None)
+        return _kernel(X, M, Y, _reference.LOSSES.index(loss), None, None, None)
     return None
 
 
@@ -96,17 +95,18 @@ def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> T
     if len(batch) > 1:
         X = X.reshape(-1, *X.shape[-2:])
         M, Y = (None if t is None else t.reshape(-1, *t.shape[-2:]) for t in (M, Y))
+    index = _reference.LOSSES.index(loss)
     if torch.is_grad_enabled() and backend.requires_grad(X, M, Y):
-        value = _ResidualLoss.apply(X, M, Y, _LOSSES[loss])
+        value = _ResidualLoss.apply(X, M, Y, index)
     else:
-        value = _products(X, M, Y, _LOSSES[loss], None, None, None)
+        value = _products(X, M, Y, index, None, None, None)
     return value.view(batch) if len(batch) > 1 else value
 
 
 def _products(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor:
     M, Y = (None if t is None else t.contiguous() for t in (M, Y))
     value = _kernel(X.contiguous(), M, Y, loss, *outputs)
-    assert value is not None
+    assert value is not None  # whoever called has checked
     return value
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._ops import adam_advance
+from .._ops import advance as run_advance
 from .problem import Problem
 from .solver import Chunk, Prepared, Solver, advance_way
 
@@ -51,11 +51,8 @@ class Adam(Solver):
         way = advance_way(problem, lanes=False)
 
         def advance(X: Tensor, buffers: tuple[Tensor, ...], chunk: Chunk) -> None:
-            first, second, count = buffers
-            adam_advance(
-                X, first, second, count, problem.M, problem.Y, lr, self.betas, self.eps, chunk.limit, chunk.threshold,
-                chunk.bail, chunk.sums, chunk.taken, chunk.R, loss=problem.loss, way=way,
-            )  # fmt: skip
+            start = X, *buffers, problem.M, problem.Y, lr, *self.betas, self.eps
+            run_advance("adam", *start, *chunk.arguments, loss=problem.loss, way=way)
 
         return Prepared.of(problem, way, advance)
 

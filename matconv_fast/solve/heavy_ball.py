@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._ops import heavy_ball_advance
+from .._ops import advance as run_advance
 from . import spectrum
 from .problem import Problem
 from .solver import Chunk, Prepared, Solver, advance_way
@@ -81,11 +81,8 @@ class HeavyBall(Solver):
         way = advance_way(problem, lanes=True)
 
         def advance(X: Tensor, buffers: tuple[Tensor, ...], chunk: Chunk) -> None:
-            (V,) = buffers
-            heavy_ball_advance(
-                X, V, problem.M, problem.Y, lr, momentum, chunk.limit, chunk.threshold, chunk.bail, chunk.sums,
-                chunk.taken, chunk.R, loss=problem.loss, way=way,
-            )  # fmt: skip
+            start = X, *buffers, problem.M, problem.Y, lr, momentum
+            run_advance("heavy_ball", *start, *chunk.arguments, loss=problem.loss, way=way)
 
         return Prepared.of(problem, way, advance)
 

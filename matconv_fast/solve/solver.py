@@ -32,6 +32,11 @@ class Chunk:
     taken: Tensor
     R: Tensor | None
 
+    @property
+    def arguments(self) -> tuple[Tensor | None, ...]:
+        """In the order in which every `advance` takes them."""
+        return self.limit, self.threshold, self.bail, self.sums, self.taken, self.R
+
 
 Advance = Callable[[Tensor, "tuple[Tensor, ...]", Chunk], None]
 
@@ -42,7 +47,7 @@ class Prepared:
 
     Attributes:
         advance: ``advance(X, buffers, chunk)`` runs up to ``chunk.limit`` updates of each problem, in place.
-        chunk: updates in one such call that stay well under a second, so that Ctrl-C is answered.
+        chunk: updates in one such call, so few that Ctrl-C is answered soon: under a second up to 1,024 square.
         exact: `advance` stops each problem where it should, so that none has to be replayed.
         keeps_residual: `advance` keeps the residual from chunk to chunk, which would cost it a product.
     """
