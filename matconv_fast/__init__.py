@@ -1,6 +1,6 @@
 """matconv_fast: drive a matrix to equality, fast. Find X with ``X @ M = Y``, and stop when it is near enough."""
 
-from ._ops.backend import info
+from ._ops.info import info
 from .distance import distance, is_close
 from .losses import ResidualLoss, residual_loss
 from .solve import Adam, ConvergenceError, HeavyBall, Solution, Status, inv, iterate, solve

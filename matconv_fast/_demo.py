@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _workloads
-from ._ops.backend import info
+from ._ops.info import info
 from .distance import distance
 from .solve import Adam, HeavyBall, Solution, Status, iterate, solve
 

@@ -48,10 +48,7 @@ def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None = None, *, loss:
     _checks.choice("loss", loss, _reference.LOSSES)
     _checks.matrix("X", X)
     _checks.problem(X, M, Y)
-    dtype = _checks.state_dtype(X.dtype)
-    if Y is not None and Y.requires_grad:
-        Y = Y.to(dtype)  # else it is converted piece by piece: it is as large as the residual that is never held
-    return residual_loss_op(X.to(dtype), None if M is None else M.to(dtype), Y, loss)
+    return residual_loss_op(X, M, Y, loss)
 
 
 class ResidualLoss(nn.Module):

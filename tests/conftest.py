@@ -17,6 +17,8 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     def forget() -> None:
         backend.forced.cache_clear()
         backend.has_native.cache_clear()
+        backend.has_kernels.cache_clear()
+        backend.path.cache_clear()
         backend.announce.cache_clear()
 
     def set_to(value: str) -> None:

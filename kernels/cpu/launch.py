@@ -50,6 +50,8 @@ def load() -> str:
 
 # The ways in which a kernel can go about `advance`; the order is that of the enum in bindings_advance.cpp.
 WAYS = ("lockstep", "alone", "lanes", "gemm")
+STOPS_EXACTLY = ("lockstep", "lanes", "gemm")
+KEEPS_RESIDUAL = ("alone", "gemm")
 
 
 def advance_way(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _reference
+from . import backend
 
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
 _CHUNK = (
@@ -22,16 +23,24 @@ _library.define(
     "float first_decay, float second_decay, float eps, " + _CHUNK.format("e", "f", "g") + ") -> ()"
 )
 _REFERENCES = {"heavy_ball": _reference.heavy_ball_advance, "adam": _reference.adam_advance}
+_TRITON = {
+    "heavy_ball": lambda *arguments: backend.gpu().launch_heavy_ball_advance(*arguments),
+    "adam": lambda *arguments: backend.gpu().launch_adam_advance(*arguments),
+}
 for _solver, _function in _REFERENCES.items():
     _library.impl(f"{_solver}_advance", _function, "CompositeExplicitAutograd")
+    _library.impl(f"{_solver}_advance", _TRITON[_solver], "CUDA")
     torch.library.register_fake(f"matconv_fast::{_solver}_advance", lambda *args: None, lib=_library)
-_NATIVE = {solver: getattr(torch.ops.matconv_fast, f"{solver}_advance").default for solver in _REFERENCES}
+_KERNELS = {solver: getattr(torch.ops.matconv_fast, f"{solver}_advance").default for solver in _REFERENCES}
 
 
-def advance(solver: str, *arguments: Tensor | float | None, loss: str, way: int | None) -> None:
+def advance(solver: str, *arguments: Tensor | float | None, loss: str, way: backend.Way | None) -> None:
     """`advance` of ``"heavy_ball"`` or ``"adam"``, the way that `backend.advance_way` chose.
 
     ``arguments`` are those of ``_reference.heavy_ball_advance`` or ``_reference.adam_advance`` up to R, in their order.
     """
-    implementation = _REFERENCES[solver] if way is None else _NATIVE[solver]
-    implementation(*arguments, _reference.LOSSES.index(loss), way or 0)
+    chosen = *arguments, _reference.LOSSES.index(loss), 0 if way is None else way.code
+    if way is None:
+        _REFERENCES[solver](*chosen)
+    else:
+        backend.call(_KERNELS[solver], _TRITON[solver], *chosen)

@@ -1,13 +1,14 @@
-"""Which implementation runs: decided by the device, or forced by ``MATCONV_FAST_BACKEND``; reported by `info`."""
+"""Which implementation runs: decided by the device, or forced by ``MATCONV_FAST_BACKEND``."""
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
-import platform
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.autograd import forward_ad
 from ..kernels.cpu import launch as cpu
 
 BACKENDS = ("reference", "cpu", "triton")
-NO_TRITON_KERNELS = "this version has no Triton kernels yet"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it once, too, when a kernel is decorated
 
 
 @functools.cache
@@ -27,6 +28,32 @@ def load_native() -> str | None:
     except ImportError as error:
         return str(error)
     return None
+
+
+@functools.cache
+def load_triton() -> str | None:
+    """Import the Triton kernels; None when they are there, else why not."""
+    try:
+        gpu()
+    except ImportError as error:
+        return f"Triton does not import: {error}"
+    return None
+
+
+@functools.cache
+def gpu() -> ModuleType:
+    """The launchers of the Triton kernels. Imported only where they run: Triton takes half a second."""
+    from ..kernels.gpu import launch  # noqa: PLC0415
+
+    return launch
+
+
+@functools.cache
+def gpu_losses() -> ModuleType:
+    """As `gpu`, of the losses and distances."""
+    from ..kernels.gpu import launch_loss  # noqa: PLC0415
+
+    return launch_loss
 
 
 _PLAIN = (Tensor, torch.nn.Parameter, type(None))
@@ -76,7 +103,12 @@ def forced() -> str | None:
     if wanted not in BACKENDS:
         raise ValueError(f"MATCONV_FAST_BACKEND must be one of {', '.join(BACKENDS)}, got {wanted!r}")
     if wanted == "triton":
-        raise RuntimeError(f"MATCONV_FAST_BACKEND=triton: {NO_TRITON_KERNELS}")
+        missing = load_triton()
+        if missing is None and not (INTERPRETED or torch.cuda.is_available()):
+            missing = "there is no GPU; set TRITON_INTERPRET=1 to interpret the kernels on the CPU"
+        if missing is not None:
+            raise RuntimeError(f"MATCONV_FAST_BACKEND=triton: {missing}")
+        return wanted
     missing = load_native()
     if wanted == "cpu" and missing is not None:
         raise RuntimeError(f"MATCONV_FAST_BACKEND=cpu: {missing}")
@@ -86,110 +118,96 @@ def forced() -> str | None:
 @functools.cache
 def has_native() -> bool:
     """Whether the C++ kernels are there and not forbidden."""
-    return forced() != "reference" and load_native() is None
+    return forced() in (None, "cpu") and load_native() is None
 
 
-def runs_native(device: torch.device) -> bool:
-    """Whether the C++ kernels serve this device; says once why not, where they could."""
-    if forced() == "reference":
-        return False
-    if device.type != "cpu":
-        announce(f"{NO_TRITON_KERNELS}: on {device.type} the PyTorch reference runs")
-        return False
-    missing = load_native()
-    if missing is not None:
-        announce(f"on the CPU the PyTorch reference runs: {missing}")
-    return missing is None
+@functools.cache
+def path(device_type: str) -> str:
+    """What serves a type of device: "cpu", "triton" or "reference". Says once why not, where it could be another.
+
+    Raises:
+        RuntimeError: MATCONV_FAST_BACKEND asks for what this device cannot have.
+    """
+    wanted = forced()
+    if wanted == "reference":
+        return wanted
+    if device_type == "cpu":
+        if wanted == "triton":
+            if not INTERPRETED:
+                raise RuntimeError("MATCONV_FAST_BACKEND=triton: tensors on the CPU need TRITON_INTERPRET=1")
+            return wanted
+        missing = load_native()
+    elif device_type == "cuda":
+        missing = "MATCONV_FAST_BACKEND=cpu" if wanted == "cpu" else load_triton()
+    else:
+        missing = "there are no kernels for it"
+    if missing is None:
+        return "cpu" if device_type == "cpu" else "triton"
+    announce(f"on {device_type} the PyTorch reference runs: {missing}")
+    return "reference"
+
+
+@functools.cache
+def has_kernels() -> bool:
+    """Whether any tensor could meet a kernel: an operator's composite fallback, slower to reach, is left out if not."""
+    return forced() == "triton" or has_native() or (forced() is None and torch.cuda.is_available())
+
+
+def call(operator: Callable[..., Any], interpreted: Callable[..., Any], *arguments: Any) -> Any:
+    """Call an operator; where Triton kernels are interpreted, what it stands for.
+
+    There a tensor is on the CPU, whose kernels the dispatcher would take.
+    """
+    return (interpreted if forced() == "triton" and INTERPRETED else operator)(*arguments)
+
+
+def takes_low_precision(device: torch.device) -> bool:
+    """Whether products are made of bfloat16 and float16 as they come, rather than of their float32 copies."""
+    return path(device.type) == "triton"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a kernel goes about `advance`.
+
+    Attributes:
+        path: "cpu" or "triton".
+        name: of the ways that the path has.
+        code: its index among them.
+        exact: it stops each problem by itself; otherwise the caller replays it.
+        keeps_residual: it can go on from the residual that it ended a chunk with.
+    """
+
+    path: str
+    name: str
+    code: int
+    exact: bool
+    keeps_residual: bool
 
 
 def advance_way(
-    device: torch.device, dtype: torch.dtype, batch: int, m: int, n: int, p: int, **kind: bool
-) -> int | None:
-    """Which way the C++ `advance` goes about problems of a kind, an index of `cpu.WAYS`; None for the reference."""
-    if not runs_native(device):
-        return None
-    way = cpu.advance_way(batch, m, n, p, itemsize=dtype.itemsize, threads=torch.get_num_threads(), **kind)
-    return cpu.WAYS.index(way)
+    device: torch.device, dtype: torch.dtype, batch: int, m: int, n: int, p: int, *,
+    product: bool, coupled: bool, heavy_ball: bool,
+) -> Way | None:  # fmt: skip
+    """The way in which problems of a kind are run, by a path's own judgement; None for the reference.
 
-
-def stops_exactly(way: int) -> bool:
-    """Whether `advance` stops each problem by itself; otherwise it is replayed."""
-    return cpu.WAYS[way] != "alone"
-
-
-def keeps_residual(way: int) -> bool:
-    """Whether `advance` can go on from the residual that it ended a chunk with."""
-    return cpu.WAYS[way] in ("alone", "gemm")
-
-
-@dataclass(frozen=True)
-class DeviceInfo:
-    """One device and the path that serves it."""
-
-    device: str
-    name: str
-    path: str
-    note: str
-
-
-@dataclass(frozen=True)
-class Info:
-    """What `info` returns: versions, and the path that serves each device. ``print`` shows it as a table."""
-
-    version: str
-    torch: str
-    triton: str | None
-    threads: int
-    forced: str | None
-    devices: tuple[DeviceInfo, ...]
-
-    def __str__(self) -> str:
-        lines = [
-            f"matconv_fast {self.version}, torch {self.torch}, triton {self.triton or 'not installed'}, "
-            f"Python {platform.python_version()}",
-            f"MATCONV_FAST_BACKEND: {self.forced or 'not set, the device decides'}",
-        ]
-        for d in self.devices:
-            lines += [f"{d.device:<8} {d.name}", f"{'':<8} path: {d.path}", f"{'':<8} {d.note}"]
-        return "\n".join(lines)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_info(forced_path: str | None) -> DeviceInfo:
-    name = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    missing = load_native()
-    if missing is not None:
-        return DeviceInfo("cpu", name, "reference (PyTorch operators)", f"no C++ kernels: {missing}")
-    if forced_path == "reference":
-        return DeviceInfo("cpu", name, "reference (PyTorch operators)", "forced by MATCONV_FAST_BACKEND")
-    note = "C++: solve, residual_loss, heavy_ball_step_, distance; reference: the rest"
-    return DeviceInfo("cpu", name, f"cpu (C++ kernels, {cpu.load()})", note)
-
-
-def info() -> Info:
-    """Versions, devices, which path serves each of them, and why a path is missing.
-
-    Example:
-        >>> import matconv_fast as mcf
-        >>> mcf.info().devices[0].device
-        'cpu'
+    ``dtype``: that of M and Y. ``product``: there is an M. ``coupled``: the loss makes the rows of X depend on each
+    other. ``heavy_ball``: the solver is the heavy ball, which has more ways than others.
     """
-    try:
-        forced_path = forced()
-    except (ValueError, RuntimeError) as error:
-        forced_path = f"{os.environ['MATCONV_FAST_BACKEND']} ({error})"
-    devices = [_cpu_info(forced_path)]
-    for index in range(torch.cuda.device_count()):
-        name = torch.cuda.get_device_name(index)
-        devices.append(DeviceInfo(f"cuda:{index}", name, "reference (PyTorch operators)", NO_TRITON_KERNELS))
-    if len(devices) == 1:
-        reason = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no CUDA device is visible"
-        devices.append(DeviceInfo("cuda", "none", "none", reason))
-    version = _version("matconv_fast") or "not installed"
-    return Info(version, torch.__version__, _version("triton"), torch.get_num_threads(), forced_path, tuple(devices))
+    kind = path(device.type)
+    if kind == "reference":
+        return None
+    sizes = batch, m, n, p
+    if kind == "cpu":
+        launch: ModuleType = cpu
+        name = cpu.advance_way(
+            *sizes, product=product, coupled=coupled, lanes=heavy_ball, itemsize=dtype.itemsize,
+            threads=torch.get_num_threads(),
+        )  # fmt: skip
+    elif 0 in sizes:
+        return None
+    else:
+        launch = gpu()
+        name = launch.advance_way(*sizes, product=product, alone=heavy_ball and not coupled, dtype=dtype)
+    code = launch.WAYS.index(name)
+    return Way(kind, name, code, name in launch.STOPS_EXACTLY, name in launch.KEEPS_RESIDUAL)

@@ -15,11 +15,19 @@ _library.define(
 )
 _library.impl("finish_chunk", _reference.finish_chunk, "CompositeExplicitAutograd")
 torch.library.register_fake("matconv_fast::finish_chunk", lambda *args: None, lib=_library)
+_CODES = {name: getattr(_reference, name) for name in ("RUNNING", "CONVERGED", "DIVERGED", "NONFINITE")}
+
+
+def _triton(*tensors: Tensor) -> None:
+    backend.gpu().launch_finish_chunk(*tensors, bail_factor=_reference.BAIL_FACTOR, codes=_CODES)
+
+
+_library.impl("finish_chunk", _triton, "CUDA")
 
 
 def finish_chunk(*tensors: Tensor) -> None:
     """See ``_reference.finish_chunk``, whose arguments it takes."""
-    if backend.forced() == "reference":
+    if backend.path(tensors[0].device.type) == "reference" or tensors[0].shape[0] == 0:
         _reference.finish_chunk(*tensors)
     else:
-        torch.ops.matconv_fast.finish_chunk(*tensors)
+        backend.call(torch.ops.matconv_fast.finish_chunk, _triton, *tensors)

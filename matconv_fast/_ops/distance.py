@@ -14,8 +14,20 @@ def _elsewhere(A: Tensor, B: Tensor, ord: int) -> Tensor | None:  # noqa: A002 -
     _checks.pair(A, B)
     if _checks.state_dtype(A.dtype) != A.dtype:
         return None
-    backend.runs_native(A.device)  # says what runs
+    backend.path(A.device.type)  # says what runs
     return _reference.distance(A, B, _reference.ORDS[ord])
+
+
+def _triton(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002
+    """By the Triton kernel: any dtype and strides; `kernel_distance` comes here as it does to `_elsewhere`."""
+    _checks.pair(A, B)
+    if A.shape != B.shape:
+        A, B = torch.broadcast_tensors(A, B)
+    if A.numel() == 0:
+        return _reference.distance(A, B, _reference.ORDS[ord]).to(_checks.state_dtype(A.dtype))
+    batch = A.shape[:-2]
+    flat = (-1, *A.shape[-2:])
+    return backend.gpu_losses().launch_distance(A.reshape(flat), B.reshape(flat), ord).view(batch)
 
 
 def _fake(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002
@@ -27,15 +39,16 @@ def _fake(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
 _library.define("distance(Tensor A, Tensor B, int ord) -> Tensor?")
 _library.impl("distance", _elsewhere, "CompositeExplicitAutograd")
+_library.impl("distance", _triton, "CUDA")
 torch.library.register_fake("matconv_fast::distance", _fake, lib=_library)
 _kernel = torch.ops.matconv_fast.distance.default
 
 
 def kernel_distance(A: Tensor, B: Tensor, ord: object) -> Tensor | None:  # noqa: A002
-    """``||A - B||`` by the C++ kernel, or None where it does not take the arguments. Nothing has been checked before.
+    """``||A - B||`` by a kernel, or None where none takes the arguments. Nothing has been checked before.
 
-    The kernel takes float32 or float64 matrices of one shape ``[m, n]`` or ``[batch, m, n]`` whose rows lie together,
-    and records no gradient.
+    The C++ kernel takes float32 or float64 matrices of one shape ``[m, n]`` or ``[batch, m, n]`` whose rows lie
+    together. None records a gradient.
     """
     if (
         (type(ord) is str or type(ord) is int)
@@ -43,10 +56,10 @@ def kernel_distance(A: Tensor, B: Tensor, ord: object) -> Tensor | None:  # noqa
         and A is not None
         and B is not None
         and backend.is_plain(A, B)
-        and backend.has_native()
+        and backend.has_kernels()
         and not (torch.is_grad_enabled() and backend.requires_grad(A, B))
     ):
-        return _kernel(A, B, _reference.ORDS.index(ord))
+        return backend.call(_kernel, _triton, A, B, _reference.ORDS.index(ord))
     return None
 
 
@@ -54,5 +67,5 @@ def distance(A: Tensor, B: Tensor, ord: str | int) -> Tensor:  # noqa: A002
     """``||A - B||`` of float32 or float64 matrices ``[*, m, n]``; contract in ``_reference.py``."""
     if A.shape != B.shape:
         A, B = torch.broadcast_tensors(A, B)
-    found = kernel_distance(A, B, ord) if backend.runs_native(A.device) else None
+    found = kernel_distance(A, B, ord) if backend.path(A.device.type) != "reference" else None
     return _reference.distance(A, B, ord) if found is None else found

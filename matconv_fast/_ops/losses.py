@@ -33,7 +33,7 @@ def _elsewhere(
     _checks.problem(X, M, Y)
     if _checks.state_dtype(X.dtype) != X.dtype:
         return None
-    backend.runs_native(X.device)  # says what runs
+    backend.path(X.device.type)  # says what runs
     residual = _reference.residual(X, M, Y)
     if R_Mt is not None:
         R_Mt.copy_(residual if M is None else residual @ M.mT)
@@ -44,7 +44,25 @@ def _elsewhere(
     return _reference.residual_loss(X, M, Y, _reference.LOSSES[loss])
 
 
+def _triton(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor | None:
+    """By Triton kernels; `kernel_residual_loss` comes here as it does to `_elsewhere`."""
+    _checks.problem(X, M, Y)
+    batch = X.shape[:-2]
+    if any(t is not None and t.shape[:-2] != batch for t in (M, Y)):
+        return None  # what broadcasts is for the reference
+    if X.numel() == 0 or (M is not None and M.numel() == 0):
+        for output in outputs:
+            if output is not None:
+                output.zero_()
+        return _elsewhere(X.to(_checks.state_dtype(X.dtype)), M, Y, loss, None, None, None)
+    operand = X.dtype if M is None else M.dtype  # X may be float32 where the others are not
+    flat = [None if t is None else t.to(operand).reshape(-1, *t.shape[-2:]).contiguous() for t in (X, M, Y)]
+    outputs = tuple(None if t is None else t.view(-1, *t.shape[-2:]) for t in outputs)
+    return backend.gpu_losses().launch_residual_products(*flat, loss, *outputs).view(batch)
+
+
 _library.impl("residual_products", _elsewhere, "CompositeExplicitAutograd")
+_library.impl("residual_products", _triton, "CUDA")
 
 
 def _fake(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor:
@@ -60,9 +78,9 @@ _kernel = torch.ops.matconv_fast.residual_products.default
 
 
 def kernel_residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: object) -> Tensor | None:
-    """The loss by the C++ kernel, or None where it does not take the arguments. Nothing has been checked before.
+    """The loss by a kernel, or None where none takes the arguments. Nothing has been checked before.
 
-    The kernel takes contiguous matrices in one batch dimension or none, and records no gradient.
+    The C++ kernel takes contiguous matrices in one batch dimension or none. None records a gradient.
     """
     if (
         type(loss) is str
@@ -70,28 +88,36 @@ def kernel_residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: ob
         and X is not None
         and backend.is_plain(X, M, Y)
         and (Y is None or Y.dtype == X.dtype)
-        and backend.has_native()
+        and backend.has_kernels()
         and not (torch.is_grad_enabled() and backend.requires_grad(X, M, Y))
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled(X.device.type)
     ):
-        return _kernel(X, M, Y, _reference.LOSSES.index(loss), None, None, None)
+        return backend.call(_kernel, _triton, X, M, Y, _reference.LOSSES.index(loss), None, None, None)
     return None
 
 
 def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> Tensor:
-    """One loss per problem, differentiable by every tensor. Y may be of lower precision where it needs no gradient.
+    """One loss per problem, differentiable by every tensor, which have been checked.
 
-    The kernel takes tensors of one batch shape; what broadcasts, and what a transform or a compiler looks at, goes to
-    the reference.
+    The kernels take tensors of one batch shape; what broadcasts, and what a transform or a compiler looks at, goes to
+    the reference. Low precision is multiplied as it comes on a GPU; elsewhere in float32, but for a Y that needs no
+    gradient: as large as the residual that is never held, it is converted piece by piece.
     """
     batch = X.shape[:-2]
+    path = backend.path(X.device.type)
+    if path != "triton":
+        dtype = _checks.state_dtype(X.dtype)
+        X, M = X.to(dtype), None if M is None else M.to(dtype)
+        Y = Y.to(dtype) if Y is not None and Y.requires_grad else Y
     if (
-        not backend.runs_native(X.device)
+        path == "reference"
         or not backend.is_plain(X, M, Y)
-        or torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled(X.device.type)
         or any(t is not None and t.shape[:-2] != batch for t in (M, Y))
     ):
-        return _reference.residual_loss(X, M, None if Y is None else Y.to(X.dtype), loss)
+        dtype = _checks.state_dtype(X.dtype)
+        X, M, Y = X.to(dtype), *(None if t is None else t.to(dtype) for t in (M, Y))
+        return _reference.residual_loss(X, M, Y, loss)
     if len(batch) > 1:
         X = X.reshape(-1, *X.shape[-2:])
         M, Y = (None if t is None else t.reshape(-1, *t.shape[-2:]) for t in (M, Y))
@@ -105,7 +131,7 @@ def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> T
 
 def _products(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor:
     M, Y = (None if t is None else t.contiguous() for t in (M, Y))
-    value = _kernel(X.contiguous(), M, Y, loss, *outputs)
+    value = backend.call(_kernel, _triton, X.contiguous(), M, Y, loss, *outputs)
     assert value is not None  # whoever called has checked
     return value
 
@@ -130,10 +156,12 @@ class _ResidualLoss(torch.autograd.Function):
     def outputs(X: Tensor, M: Tensor | None, needed: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
         """Room for ``R M^T``, ``X^T R`` and ``R``, where the gradient of X, M or Y is needed."""
         p = X.shape[-1] if M is None else M.shape[-1]
+        dtype = _checks.state_dtype(X.dtype)
+        operand = X.dtype if M is None else M.dtype  # what R is multiplied in, and held in
         return (
-            X.new_empty(X.shape) if needed[0] else None,
-            X.new_empty(M.shape) if M is not None and needed[1] else None,
-            X.new_empty(*X.shape[:-1], p) if needed[2] else None,
+            X.new_empty(X.shape, dtype=dtype) if needed[0] else None,
+            X.new_empty(M.shape, dtype=dtype) if M is not None and needed[1] else None,
+            X.new_empty(*X.shape[:-1], p, dtype=operand) if needed[2] else None,
         )
 
     @staticmethod
@@ -161,7 +189,9 @@ def _differentiable_gradients(
 ) -> list[Tensor | None]:
     # views, so that the gradient by each stays at it where one of them was made from another, or is another
     X, M, Y = X.view_as(X), None if M is None else M.view_as(M), None if Y is None else Y.view_as(Y)
-    value = _reference.residual_loss(X, M, None if Y is None else Y.to(X.dtype), _reference.LOSSES[loss])
+    dtype = _checks.state_dtype(X.dtype)
+    wide = X.to(dtype), *(None if t is None else t.to(dtype) for t in (M, Y))
+    value = _reference.residual_loss(*wide, _reference.LOSSES[loss])
     inputs = [t for t, wanted in zip((X, M, Y), needed, strict=True) if wanted and t is not None]
     gradients = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))
     return [next(gradients) if wanted else None for wanted in needed]

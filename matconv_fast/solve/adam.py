@@ -48,7 +48,7 @@ class Adam(Solver):
     def prepare(self, problem: Problem) -> Prepared:
         """See `Solver`."""
         lr = problem.per_problem("lr", self.lr)
-        way = advance_way(problem, lanes=False)
+        way = advance_way(problem, heavy_ball=False)
 
         def advance(X: Tensor, buffers: tuple[Tensor, ...], chunk: Chunk) -> None:
             start = X, *buffers, problem.M, problem.Y, lr, *self.betas, self.eps

@@ -44,7 +44,7 @@ def stagnated(problem: Problem, X: Tensor, sums: Tensor, best: Tensor, mark: Ten
     """
     if explicit:
         return best > (1 - PROGRESS) ** 2 * mark
-    eps = torch.finfo(problem.dtype).eps
+    eps = torch.finfo(problem.Y.dtype).eps
     halted = best > (1 - 4 * eps) * mark
     still = sums <= (1 + 1e-3) * best
     return halted & (still | (at_rounding_floor(problem, X, sums) & (sums <= 100 * best)))
@@ -54,7 +54,7 @@ def at_rounding_floor(problem: Problem, X: Tensor, sums: Tensor) -> Tensor:
     """Whether ``||R||`` is within `FLOOR_UNITS` roundings of the terms that it is the difference of."""
     norm_X = torch.linalg.vector_norm(X, dim=(-2, -1), dtype=torch.float64)
     norm_M = 1.0 if problem.M is None else torch.linalg.vector_norm(problem.M, dim=(-2, -1), dtype=torch.float64)
-    floor = FLOOR_UNITS * torch.finfo(problem.dtype).eps * (norm_X * norm_M + problem.Y_norm())
+    floor = FLOOR_UNITS * torch.finfo(problem.Y.dtype).eps * (norm_X * norm_M + problem.Y_norm())
     return sums.sqrt() <= floor
 
 

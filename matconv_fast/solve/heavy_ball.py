@@ -78,7 +78,7 @@ class HeavyBall(Solver):
     def prepare(self, problem: Problem) -> Prepared:
         """See `Solver`."""
         lr, momentum = self.hyperparameters(problem)
-        way = advance_way(problem, lanes=True)
+        way = advance_way(problem, heavy_ball=True)
 
         def advance(X: Tensor, buffers: tuple[Tensor, ...], chunk: Chunk) -> None:
             start = X, *buffers, problem.M, problem.Y, lr, momentum

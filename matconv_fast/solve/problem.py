@@ -1,4 +1,4 @@
-"""``X @ M = Y`` as the kernels take it: one batch dimension, contiguous, in the dtype that is computed in."""
+"""``X @ M = Y`` as the kernels take it: one batch dimension, contiguous, in dtypes that they compute in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks, _reference
+from .._ops import backend
 
 
 def _flatten(t: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -44,7 +45,11 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """``M [1 or B, n, p]`` (None: identity), ``Y [1 or B, m, p]``, and what is known of the user's own tensors."""
+    """``M [1 or B, n, p]`` (None: identity), ``Y [1 or B, m, p]``, and what is known of the user's own tensors.
+
+    ``dtype`` is that of X and of the sums. M and Y have it too, or are of low precision as the user gave them, where
+    the path multiplies that.
+    """
 
     M: Tensor | None
     Y: Tensor
@@ -54,6 +59,7 @@ class Problem:
     m: int
     n: int
     p: int
+    dtype: torch.dtype
     input_dtype: torch.dtype
     identity: bool  # Y is the identity because the user left it out
     sources: tuple[Source, Source]  # M and Y as the user gave them
@@ -71,9 +77,10 @@ class Problem:
         batch, m, n, p = _checks.problem(X0, M, Y)
         first = next(t for t in (M, Y, X0) if t is not None)
         dtype = _checks.state_dtype(first.dtype)
-        flat_M = None if M is None else _flatten(M, batch, dtype)
-        flat_Y = torch.eye(m, p, dtype=dtype, device=first.device)[None] if Y is None else _flatten(Y, batch, dtype)
-        return cls(flat_M, flat_Y, loss, left, batch, m, n, p, first.dtype, Y is None, sources)
+        operand = first.dtype if backend.takes_low_precision(first.device) else dtype
+        flat_M = None if M is None else _flatten(M, batch, operand)
+        flat_Y = torch.eye(m, p, dtype=operand, device=first.device)[None] if Y is None else _flatten(Y, batch, operand)
+        return cls(flat_M, flat_Y, loss, left, batch, m, n, p, dtype, first.dtype, Y is None, sources)
 
     @property
     def changed(self) -> bool:
@@ -93,11 +100,6 @@ class Problem:
     def size(self) -> int:
         """Number of problems, B."""
         return self.batch.numel()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of X and of all arithmetic."""
-        return self.Y.dtype
 
     @property
     def device(self) -> torch.device:

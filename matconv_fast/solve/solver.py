@@ -14,8 +14,9 @@ from .problem import Problem
 # Updates between two looks at the result on paths where a look costs little beside an update.
 REFERENCE_CHUNK = 64
 
-# The C++ kernels run at 10 to 100 GFLOP/s: a chunk of so many operations ends within 0.4 s.
-CHUNK_OPERATIONS = 4_000_000_000
+# The C++ kernels run at 10 to 100 GFLOP/s, so a chunk of so many operations ends within 0.4 s. A GPU does 10 to 500
+# TFLOP/s once it is full, and a chunk should outlast the 50 us that its launches take.
+CHUNK_OPERATIONS = {"cpu": 4_000_000_000, "triton": 100_000_000_000}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,25 +59,24 @@ class Prepared:
     keeps_residual: bool = False
 
     @classmethod
-    def of(cls, problem: Problem, way: int | None, advance: Advance) -> Prepared:
+    def of(cls, problem: Problem, way: backend.Way | None, advance: Advance) -> Prepared:
         """`advance` that goes `way`, of `advance_way`."""
         if way is None:
             return cls(advance)
         product = 1 if problem.M is None else 4 * problem.p
         operations = problem.size * (problem.m * problem.n * product + 200)
-        exact = backend.stops_exactly(way)
         # slabs alone copy their state and pack M anew in every call: as much as a fifth of an iteration at 1,024 square
-        chunk = max(1 if exact else 8, min(CHUNK_OPERATIONS // max(operations, 1), 1 << 16))
-        if not exact:  # each slab of some 24 rows has a sum of its own for every iteration: 32 MB of them at most
+        chunk = max(1 if way.exact else 8, min(CHUNK_OPERATIONS[way.path] // max(operations, 1), 1 << 16))
+        if not way.exact:  # each slab of some 24 rows has a sum of its own for every iteration: 32 MB of them at most
             chunk = max(8, min(chunk, (24 << 22) // max(problem.size * problem.m, 1)))
-        return cls(advance, chunk, exact, backend.keeps_residual(way))
+        return cls(advance, chunk, way.exact, way.keeps_residual)
 
 
-def advance_way(problem: Problem, *, lanes: bool) -> int | None:
-    """The way that `advance` goes about the problem; `lanes`: whether the solver can run in the lanes of a vector."""
+def advance_way(problem: Problem, *, heavy_ball: bool) -> backend.Way | None:
+    """The way that `advance` goes about the problem, for the heavy ball or for another solver."""
     return backend.advance_way(
-        problem.device, problem.dtype, problem.size, problem.m, problem.n, problem.p,
-        product=problem.M is not None, coupled=problem.loss == "fro", lanes=lanes,
+        problem.device, problem.Y.dtype, problem.size, problem.m, problem.n, problem.p,
+        product=problem.M is not None, coupled=problem.loss == "fro", heavy_ball=heavy_ball,
     )  # fmt: skip
 
 

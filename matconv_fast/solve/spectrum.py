@@ -47,6 +47,7 @@ def largest(problem: Problem) -> Tensor:
         return extremes(problem)[1]
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(problem.n, 1, generator=generator, dtype=torch.float64, device="cpu")
+    M = M.to(problem.dtype)
     v = v.to(problem.device, problem.dtype)
     v = v.expand(M.shape[0], -1, -1)
     square = v.new_zeros(M.shape[0], 1, 1)

@@ -1,0 +1,225 @@
+"""Launchers of `advance` and of the single step: grids, workspaces, and the tier that a problem takes.
+
+All arguments are those of ``_reference.py``; everything is decided from shapes and dtypes, and nothing is read from the
+device. X and the buffers are float32 or float64; M and Y are that, or bfloat16 or float16.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from . import tiles
+from .advance_rows import _advance_rows_kernel
+from .advance_small import _advance_small_kernel
+from .block import descriptor, dtype_of
+from .reduce import _finish_chunk_kernel, _finish_iterate_kernel, _finish_rows_kernel, _start_kernel
+from .residual import launch_residual
+from .step import Solver, launch_step
+
+FRO = 2  # of LOSSES: mse, sse, fro
+
+# How `advance` can go about a problem; "gemm" and "tiled" differ in who makes the products, cuBLAS or our kernels.
+WAYS = ("small", "rows", "tiled", "gemm")
+
+
+STOPS_EXACTLY = ("small", "tiled", "gemm")
+KEEPS_RESIDUAL = ("tiled", "gemm")
+
+
+def advance_way(batch: int, m: int, n: int, p: int, *, product: bool, alone: bool, dtype: torch.dtype) -> str:
+    """The tier that problems of a kind take.
+
+    * ``"small"``: a program a problem, all of it on chip.
+    * ``"rows"``: a program a block of rows, which must not depend on each other, and of the heavy ball (``alone``).
+    * ``"tiled"``: two kernels an iteration, products with what follows them fused.
+    * ``"gemm"``: cuBLAS and a pass after each product. That is the faster one where our products run at a fraction of
+      its rate, on the units of float32 and float64 rather than on tensor cores, and the passes take little beside them;
+      and where ``p`` is so far above ``m n`` that only a product split along p fills the GPU.
+    """
+    precision = tiles.precision(dtype)
+    if max(m, n, p) <= tiles.small_limit(precision):
+        return "small"
+    if product and alone and tiles.rows(batch, m, n, p, precision) is not None:
+        return "rows"
+    if not product or precision in ("ieee", "fp64"):
+        return "gemm"
+    return "gemm" if p > 16 * m * n else "tiled"
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """What is asked of one call of `advance`, and where its results go."""
+
+    limit: Tensor
+    threshold: Tensor
+    bail: Tensor
+    sums: Tensor
+    taken: Tensor
+    R: Tensor | None
+    loss: int
+
+    @property
+    def columns(self) -> int:
+        """Iterates that ``sums`` has room for."""
+        return self.sums.shape[1]
+
+    def elements(self, m: int, p: int) -> int:
+        """What the sum of squares is divided by."""
+        return m * p if self.loss == 0 else 1
+
+
+@functools.cache
+def _adam_constants(first_decay: float, second_decay: float, eps: float, device: torch.device) -> Tensor:
+    def log(decay: float) -> float:
+        return math.log(decay) if decay > 0 else -math.inf
+
+    return torch.tensor(
+        (first_decay, 1 - first_decay, second_decay, 1 - second_decay, eps, log(first_decay), log(second_decay)),
+        dtype=torch.float64, device=device,
+    )  # fmt: skip
+
+
+def launch_heavy_ball_advance(
+    X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor, lr: Tensor, momentum: Tensor,
+    limit: Tensor, threshold: Tensor, bail: Tensor, sums: Tensor, taken: Tensor, R: Tensor | None, loss: int, way: int,
+) -> None:  # fmt: skip
+    """``matconv_fast::heavy_ball_advance``."""
+    solver = Solver("heavy_ball", X, V, V, sums, lr, momentum)
+    _advance(solver, M, Y, Chunk(limit, threshold, bail, sums, taken, R, loss), WAYS[way])
+
+
+def launch_adam_advance(
+    X: Tensor, first: Tensor, second: Tensor, count: Tensor, M: Tensor | None, Y: Tensor, lr: Tensor,
+    first_decay: float, second_decay: float, eps: float,
+    limit: Tensor, threshold: Tensor, bail: Tensor, sums: Tensor, taken: Tensor, R: Tensor | None, loss: int, way: int,
+) -> None:  # fmt: skip
+    """``matconv_fast::adam_advance``."""
+    constants = _adam_constants(first_decay, second_decay, eps, X.device)
+    solver = Solver("adam", X, first, second, count, lr, constants)
+    _advance(solver, M, Y, Chunk(limit, threshold, bail, sums, taken, R, loss), WAYS[way])
+
+
+def _advance(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, way: str) -> None:
+    if way == "small":
+        _advance_small(solver, M, Y, chunk)
+    elif way == "rows":
+        assert M is not None and solver.rule == "heavy_ball" and chunk.loss != FRO
+        _advance_rows(solver, M, Y, chunk)
+    else:
+        _advance_products(solver, M, Y, chunk, fused=way == "tiled")
+
+
+def _advance_small(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk) -> None:
+    batch, m, n = solver.X.shape
+    p = Y.shape[2]
+    precision = tiles.precision(Y.dtype)
+    tile = tiles.small(m, n, p, precision)
+    _advance_small_kernel[batch,](
+        solver.X, solver.first, solver.second, solver.count, Y if M is None else M, Y, solver.lr, solver.hyper,
+        chunk.limit, chunk.threshold, chunk.bail, chunk.sums, chunk.taken,
+        m, n, p, 0 if M is None or M.shape[0] == 1 else n * p, 0 if Y.shape[0] == 1 else m * p,
+        chunk.elements(m, p), chunk.columns,
+        BM=tile.BM, BN=tile.BN, BP=tile.BP, TILE=tile.TILE, RULE=solver.rule, FRO=chunk.loss == FRO,
+        PRODUCT=M is not None, PRECISION=tiles.dot_precision(precision), num_warps=tile.warps, num_stages=1,
+    )  # fmt: skip
+
+
+def _advance_rows(solver: Solver, M: Tensor, Y: Tensor, chunk: Chunk) -> None:
+    batch, m, n = solver.X.shape
+    p = Y.shape[2]
+    M_rows, Y_rows = (0 if t.shape[0] == 1 else t.shape[1] for t in (M, Y))
+    precision = tiles.precision(M.dtype)
+    tile = tiles.rows(batch, m, n, p, precision)
+    assert tile is not None  # as `advance_way` has found
+    M_source, Y_source = M, Y
+    if tile.descriptor:
+        M_source, Y_source = descriptor(M, tile.BN, tile.BP), descriptor(Y, tile.BM, tile.BP)
+    blocks = triton.cdiv(m, tile.BM)
+    partials = solver.X.new_empty((batch, chunk.columns, blocks), dtype=torch.float64)
+    scale = 2 / chunk.elements(m, p)
+    high = 2.0 ** math.floor(math.log2(scale))
+    _advance_rows_kernel[batch * blocks,](
+        solver.X, solver.first, M_source, Y_source, solver.lr, solver.hyper, chunk.limit, partials,
+        m, n, p, M_rows, Y_rows, blocks, chunk.columns, high, 1 / high, scale / high,
+        BM=tile.BM, BN=tile.BN, BP=tile.BP, SWAP=tile.swap, STAGES=tile.stages, DESCRIPTOR=tile.descriptor,
+        OPERAND=dtype_of(M.dtype), PRECISION=tiles.dot_precision(precision), num_warps=tile.warps,
+    )  # fmt: skip
+    _finish_rows_kernel[batch, chunk.columns](
+        partials, chunk.limit, chunk.sums, chunk.taken, blocks, chunk.columns,
+        BLOCK=min(tiles.padded(blocks), 1024), num_warps=4,
+    )  # fmt: skip
+
+
+def _advance_products(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, *, fused: bool) -> None:
+    """Iterate by iterate: residual, what its norm decides, step. ``fused``: our kernels make the products."""
+    X = solver.X
+    batch, m, n = X.shape
+    p = Y.shape[2]
+    low_precision = Y.dtype != X.dtype
+    operand = X.to(Y.dtype) if low_precision else X  # what products read; the step keeps it up to date
+    R = X.new_empty((batch, m, p), dtype=Y.dtype) if chunk.R is None else chunk.R
+    gradient = R if M is None else None
+    products = None if fused or M is None else X.new_empty(batch * m * max(n, p))
+    residual_tile = tiles.residual(batch, m, n, p, Y.dtype) if fused else tiles.elementwise(m, p)
+    step_tile = tiles.step(batch, m, n, p, Y.dtype, solver.rule) if fused else tiles.elementwise(m, n)
+    partials = X.new_empty((batch, residual_tile.count(m, p)), dtype=torch.float64)
+    active = torch.empty(batch, dtype=torch.int32, device=X.device)
+    _start_kernel[triton.cdiv(batch, 256),](chunk.limit, active, chunk.taken, batch, BLOCK=256)
+    for j in range(chunk.columns):
+        source = operand
+        if products is not None and M is not None:
+            source = products[: batch * m * p].view(batch, m, p)
+            multiply(operand, M, out=source)
+        kept = j == 0 and chunk.R is not None
+        launch_residual(
+            source, M if fused else None, Y, R, partials, residual_tile, active=active, known=chunk.sums if kept else None
+        )
+        _finish_iterate_kernel[batch,](
+            partials, chunk.limit, chunk.threshold, chunk.bail, solver.count, active, chunk.taken, chunk.sums,
+            partials.shape[1], chunk.columns, j, KEPT=kept, COUNTS=solver.rule == "adam",
+            BLOCK=min(tiles.padded(partials.shape[1]), 1024), num_warps=4,
+        )  # fmt: skip
+        if j == chunk.columns - 1:
+            break
+        if products is not None and M is not None:
+            gradient = products[: batch * m * n].view(batch, m, n)
+            multiply(R, M.mT, out=gradient)
+        launch_step(
+            R if gradient is None else gradient, M if fused else None, solver, operand if low_precision else None,
+            active, chunk.sums[:, j], chunk.elements(m, p), step_tile, fro=chunk.loss == FRO,
+        )  # fmt: skip
+
+
+def multiply(A: Tensor, B: Tensor, out: Tensor, *, accumulate: bool = False) -> None:
+    """``out [B, m, n] = A [B, m, k] @ B [B or 1, k, n]``, added to what is there if asked; ``out`` may be wider."""
+    if B.shape[0] == 1 and A.shape[0] > 1:
+        A, out = A.reshape(1, -1, A.shape[2]), out.view(1, -1, out.shape[2])
+    if A.dtype == out.dtype:
+        torch.baddbmm(out, A, B, beta=1 if accumulate else 0, out=out)
+    elif A.device.type == "cpu":  # only GPUs have products that widen
+        torch.baddbmm(out, A.to(out.dtype), B.to(out.dtype), beta=1 if accumulate else 0, out=out)
+    else:
+        torch.baddbmm(out, A, B, out.dtype, beta=1 if accumulate else 0, out=out)
+
+
+def launch_finish_chunk(
+    sums: Tensor, taken: Tensor, threshold: Tensor, Y_squares: Tensor, bail: Tensor, last: Tensor, best: Tensor,
+    updates: Tensor, status: Tensor, again: Tensor, counts: Tensor, *, bail_factor: float, codes: dict[str, int],
+) -> None:  # fmt: skip
+    """``matconv_fast::finish_chunk``."""
+    counts.copy_(_empty_counts(counts.device))
+    _finish_chunk_kernel[sums.shape[0],](
+        sums, taken, threshold, Y_squares, bail, last, best, updates, status, again, counts,
+        sums.shape[1], BAIL_FACTOR=bail_factor, **codes, BLOCK=min(tiles.padded(sums.shape[1]), 256), num_warps=1,
+    )  # fmt: skip
+
+
+@functools.cache
+def _empty_counts(device: torch.device) -> Tensor:
+    return torch.tensor((0, -1), device=device)

@@ -1,0 +1,277 @@
+"""Block shapes of every kernel, chosen by shape, precision and architecture; nothing is searched for.
+
+The figures beside the thresholds are registers, and bytes of registers spilled, as the compilers report them;
+docs/gpu_kernels.md has them all.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+
+# How products are made: by the operands' dtype, and for float32 by torch's own setting.
+PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "ieee", torch.float64: "fp64"}
+
+ITEMSIZE = {"bf16": 2, "fp16": 2, "tf32": 4, "ieee": 4, "fp64": 8}
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums, X and buffers are in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a kernel is compiled for. ``arch``: 80, 90, 100, ... on ``cuda``, ``gfx942`` on ``hip``."""
+
+    backend: str
+    arch: int | str
+    multiprocessors: int
+
+    @property
+    def has_descriptors(self) -> bool:
+        """Whether the copy engine loads blocks (TMA); elsewhere descriptors turn back into pointers, and spill."""
+        return self.backend == "interpreter" or (self.backend == "cuda" and int(self.arch) >= 90)
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes that one program can have."""
+        if self.backend == "hip":
+            return 65536
+        return {80: 166912, 86: 101376, 89: 101376}.get(int(self.arch), 232448) if self.backend == "cuda" else 232448
+
+
+@functools.cache
+def target() -> Target:
+    """The current device's; the interpreter, where kernels are interpreted."""
+    if triton.knobs.runtime.interpret:
+        return Target("interpreter", 90, 4)
+    current = triton.runtime.driver.active.get_current_target()
+    count = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+    return Target(current.backend, current.arch, count)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How operands of `dtype` are multiplied: bf16, fp16, tf32, ieee or fp64."""
+    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "tf32"
+    return PRECISIONS[dtype]
+
+
+def dot_precision(precision: str) -> str:
+    """What a product of two blocks is told; it matters for float32 alone."""
+    return "tf32" if precision == "tf32" else "ieee"
+
+
+def padded(size: int) -> int:
+    """The block that holds `size`: a power of two, at least 16, which is the least that a product takes."""
+    return max(16, triton.next_power_of_2(size))
+
+
+@dataclass(frozen=True)
+class SmallTile:
+    """Small tier: the whole problem, padded; ``TILE`` columns of M are read at a time, BP of them once for all."""
+
+    BM: int
+    BN: int
+    BP: int
+    TILE: int
+    warps: int
+
+
+def small_limit(precision: str) -> int:
+    """Largest m, n and p of the small tier."""
+    return 32 if precision == "fp64" else 64
+
+
+def small(m: int, n: int, p: int, precision: str) -> SmallTile:
+    """Warps by area, so that a thread holds some 16 to 32 elements of X and as many of each buffer."""
+    BM, BN, BP = padded(m), padded(n), padded(p)
+    area = max(BM * BN, BM * BP, BN * BP)
+    warps = {256: 1, 512: 2, 1024: 4}.get(area, 8)
+    return SmallTile(BM, BN, BP, min(BP, 32) if area > 1024 else BP, warps)
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """Row tier: BM rows of X and all n <= BN of its columns; BP columns of M at a time."""
+
+    BM: int
+    BN: int
+    BP: int
+    warps: int
+    swap: bool = False
+    stages: int = 2
+    descriptor: bool = False
+
+
+# By class of precision and BN, blocks loaded through pointers. Registers on sm_80 / sm_90 / sm_100 / gfx942.
+_ROWS = {
+    ("half", 16): RowTile(64, 16, 64, 4),  # 154 / 183 / 145 / 152
+    ("half", 32): RowTile(64, 32, 32, 4),  # 128 / 150 / 110 / 151; BP 64 spills 16 bytes on sm_80
+    ("half", 64): RowTile(64, 64, 32, 4),  # 255 / 224 / 162 / 175; BP 64 takes 281 on gfx942
+    ("half", 128): RowTile(64, 128, 64, 8),  # 249 / 253 / 191
+    ("half", 256): RowTile(32, 256, 32, 8, swap=True),  # 248 / 221 / 212; plain it has no wgmma
+    ("tf32", 16): RowTile(64, 16, 32, 4),  # 168 / 125 / 123 / 124
+    ("tf32", 32): RowTile(64, 32, 64, 4),  # 255 / 244 / 206 / 324
+    ("tf32", 64): RowTile(128, 64, 32, 8),  # 255 / 238 / 182 / 221
+    ("tf32", 128): RowTile(64, 128, 32, 8),  # 236 / 255 / 188
+    ("ieee", 16): RowTile(64, 16, 16, 4),
+    ("ieee", 32): RowTile(64, 32, 16, 4),
+    ("ieee", 64): RowTile(64, 64, 32, 8),  # 128 / 124 / 112 / 220
+    ("ieee", 128): RowTile(64, 128, 16, 8),  # 210 / 178 / 150 / 166; BP 32 spills 32 bytes on sm_80
+    ("ieee", 256): RowTile(32, 256, 16, 8),  # 222
+}
+# Where the copy engine loads them, without registers for pointers. Registers on sm_90 / sm_100.
+_ROWS_BY_DESCRIPTOR = {
+    ("half", 64): RowTile(128, 64, 64, 8, descriptor=True),  # 232 / 159
+    ("half", 128): RowTile(64, 128, 64, 8, descriptor=True),  # 227 / 167
+    ("half", 256): RowTile(64, 256, 32, 8, swap=True, descriptor=True),  # 244 / 250
+    ("tf32", 64): RowTile(128, 64, 32, 8, descriptor=True),  # 195 / 152
+    ("ieee", 128): RowTile(64, 128, 32, 8, descriptor=True),  # 182 / 159
+    ("ieee", 256): RowTile(32, 256, 32, 8, descriptor=True),  # 188 / 157
+}
+# gfx942 has 64 KB of shared memory, and 512 registers for programs of 4 warps.
+_ROWS_GFX942 = {
+    ("half", 128): RowTile(64, 128, 64, 4, swap=True),  # 386
+}
+_NOT_ON_GFX942 = {("half", 256), ("tf32", 128), ("ieee", 256)}
+
+# Fewer programs than this leave most of a GPU idle through every iteration; products then spread better.
+LEAST_PROGRAMS = 16
+
+
+def rows(batch: int, m: int, n: int, p: int, precision: str) -> RowTile | None:
+    """None where the row tier does not fit: n too large for registers, or too few rows to fill the GPU."""
+    kind = "half" if precision in ("bf16", "fp16") else precision
+    key = kind, padded(n)
+    tile = _ROWS.get(key)
+    here = target()
+    if here.backend == "hip":
+        tile = None if key in _NOT_ON_GFX942 else _ROWS_GFX942.get(key, tile)
+    elif here.has_descriptors:
+        faster = _ROWS_BY_DESCRIPTOR.get(key)
+        if faster is not None and _fits(batch, m, n, p, faster, precision):
+            tile = faster
+    if tile is None or (batch * triton.cdiv(m, tile.BM) < LEAST_PROGRAMS and p > 2 * n):
+        return None
+    return tile
+
+
+def _fits(batch: int, m: int, n: int, p: int, tile: RowTile, precision: str) -> bool:
+    """Whether blocks of M and Y, over the rows of all problems, never reach into another problem."""
+    aligned = p * ITEMSIZE[precision] % 16 == 0
+    return aligned and n == tile.BN and (batch == 1 or m % tile.BM == 0)
+
+
+@dataclass(frozen=True)
+class ProductTile:
+    """A block [BM, BN] of a result, its product taken BK at a time (0: none is made), and in how many column parts what
+    follows the product is done."""
+
+    BM: int
+    BN: int
+    BK: int
+    warps: int
+    stages: int = 3
+    parts: int = 1
+    descriptor: bool = False
+    dot_precision: str = "ieee"
+
+    group = 8  # rows of tiles that run together: 8 x 256 columns of M in bf16 are 16 MB at n = 4,096, inside L2
+
+    def count(self, rows: int, columns: int) -> int:
+        """Tiles of a matrix."""
+        return triton.cdiv(rows, self.BM) * triton.cdiv(columns, self.BN)
+
+    def programs(self, batch: int, rows: int, columns: int) -> int:
+        """With a product as many as run at once, one after another of the tiles each; without one, one a tile."""
+        tiles = batch * self.count(rows, columns)
+        if self.BK == 0:
+            return tiles
+        return min(tiles, target().multiprocessors * max(1, 8 // self.warps))
+
+
+def elementwise(rows: int, columns: int) -> ProductTile:
+    """For a pass without a product: 4,096 elements, in rows as long as there are up to 512."""
+    BN = min(512, padded(columns))
+    return ProductTile(4096 // BN, BN, 0, 4)
+
+
+# Products with what follows them fused, by class of precision: large tiles, and small ones for what large ones do not
+# fill the GPU with. Registers of the residual and of the heavy ball's step on sm_80 / sm_90 / sm_100 / gfx942.
+_LARGE = {
+    "half": ProductTile(128, 128, 32, 8, parts=2),
+    "tf32": ProductTile(128, 128, 32, 8, parts=2),
+    "ieee": ProductTile(128, 128, 16, 8, stages=2, parts=2),
+    "fp64": ProductTile(64, 64, 16, 8, stages=2),
+}
+_SMALL = {
+    "half": ProductTile(64, 64, 64, 4),
+    "tf32": ProductTile(64, 64, 32, 4),
+    "ieee": ProductTile(64, 64, 16, 4, stages=2),
+    "fp64": ProductTile(32, 32, 16, 4, stages=2),
+}
+
+
+def _product(batch: int, rows: int, columns: int, inner: int, precision: str) -> ProductTile:
+    kind = "half" if precision in ("bf16", "fp16") else precision
+    tile = _LARGE[kind]
+    if batch * tile.count(rows, columns) < target().multiprocessors:
+        tile = _SMALL[kind]
+    return replace(tile, dot_precision=dot_precision(precision))
+
+
+def residual(batch: int, m: int, n: int, p: int, dtype: torch.dtype) -> ProductTile:
+    """For ``X M - Y``, ``[m, p]`` over n."""
+    return _product(batch, m, p, n, precision(dtype))
+
+
+def step(batch: int, m: int, n: int, p: int, dtype: torch.dtype, rule: str) -> ProductTile:
+    """For ``R M^T`` and the update, ``[m, n]`` over p."""
+    return _product(batch, m, n, p, precision(dtype))
+
+
+# By class of precision and BN, for the gradient without R.
+_GRADIENT = {
+    ("half", 16): RowTile(64, 16, 64, 4),
+    ("half", 32): RowTile(64, 32, 64, 4),
+    ("half", 64): RowTile(64, 64, 64, 4),
+    ("half", 128): RowTile(64, 128, 64, 4),
+    ("half", 256): RowTile(64, 256, 64, 8),
+    ("tf32", 16): RowTile(64, 16, 32, 4),
+    ("tf32", 32): RowTile(64, 32, 32, 4),
+    ("tf32", 64): RowTile(64, 64, 32, 4),
+    ("tf32", 128): RowTile(64, 128, 32, 8),
+    ("ieee", 16): RowTile(64, 16, 32, 4),
+    ("ieee", 32): RowTile(64, 32, 32, 4),
+    ("ieee", 64): RowTile(64, 64, 32, 8),
+    ("ieee", 128): RowTile(64, 128, 16, 8),
+    ("ieee", 256): RowTile(32, 256, 16, 8),
+}
+
+
+def gradient(n: int, precision: str) -> RowTile | None:
+    """For ``(X M - Y) M^T`` in one pass; None where a row of the result does not fit in registers."""
+    kind = "half" if precision in ("bf16", "fp16") else precision
+    return _GRADIENT.get((kind, padded(n)))
+
+
+# Operations that a GPU does in the time in which it moves a byte (H100: 800, 400, 60 and 60 TFLOP/s, 3 TB/s).
+BALANCE = {"bf16": 267, "fp16": 267, "tf32": 133, "ieee": 20, "fp64": 20}
+
+
+def recomputes(batch: int, m: int, n: int, p: int, wanted: int, dtype: torch.dtype) -> bool:
+    """Whether gradients are made without holding R, by making it once for each of the `wanted` (1 or 2) gradients.
+
+    An element of R takes ``4 n`` operations then for each gradient. Held, it takes ``2 n`` once and ``2 n`` for each
+    gradient, and is written once and read for each.
+    """
+    kind = precision(dtype)
+    tile = gradient(n, kind)
+    if tile is None or batch * triton.cdiv(min(m, p), tile.BM) < LEAST_PROGRAMS:
+        return False
+    return 4 * n * wanted <= (2 * n + ITEMSIZE[kind] * BALANCE[kind]) * (1 + wanted)
