@@ -30,7 +30,11 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     forget()
 
 
-@pytest.fixture(params=["reference", "cpu"])
+# With TRITON_INTERPRET=1 the Triton kernels are one more implementation: `make test-triton` takes the tests of that name.
+PATHS = ["reference", "cpu", *(["triton"] if backend.INTERPRETED else [])]
+
+
+@pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest, force: Callable[[str], None]) -> str:
     """Force one implementation; the kernels' own suite and the reference's are the same tests."""
     force(request.param)

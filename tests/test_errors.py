@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import matconv_fast as mcf
+from matconv_fast._ops import backend
 
 M = torch.eye(3)
 V = torch.zeros(3, 3)

@@ -19,13 +19,14 @@ def _advance_small_kernel(
     X, B1, B2, COUNT, M, Y, LR, HYPER, LIMIT, THRESHOLD, BAIL, SUMS, TAKEN,
     m, n, p, M_stride, Y_stride, elements, columns,
     BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, TILE: tl.constexpr,
-    RULE: tl.constexpr, FRO: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr,
+    RULE: tl.constexpr, FRO: tl.constexpr, PRODUCT: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program b: problem b.
 
     X, B1, B2 ``[B, m, n]``: the state and the solver's buffers (heavy ball: V, unused); COUNT ``[B]``, Adam's.
     M ``[B or 1, n, p]``, Y ``[B or 1, m, p]``, their strides from problem to problem (0: shared).
     HYPER: momentum ``[B]``, or Adam's constants. SUMS ``[B, columns]``; the rest ``[B]``.
+    LAST: whether the iterate that a problem ends at is looked at; the single step leaves that out.
     BM, BN, BP: m, n, p padded; TILE: columns of M and Y that are read at a time, BP to keep both on chip.
     """
     b = tl.program_id(0).to(tl.int64)
@@ -85,6 +86,8 @@ def _advance_small_kernel(
                 rate, eps = rules.adam_rates(lr, HYPER, count)
                 x, v, second = rules.adam(x, v, second, gradient, rate, eps, HYPER)
             j += 1
+            if not LAST:
+                going = (j < limit).to(tl.int32)
 
     tl.store(TAKEN + b, j)
     store_block(X, x, 0, 0, m, n, n, 1, BM, BN, False)

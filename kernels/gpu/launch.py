@@ -18,7 +18,9 @@ from . import tiles
 from .advance_rows import _advance_rows_kernel
 from .advance_small import _advance_small_kernel
 from .block import descriptor, dtype_of
-from .reduce import _finish_chunk_kernel, _finish_iterate_kernel, _finish_rows_kernel, _start_kernel
+from .reduce import (
+    _finish_chunk_kernel, _finish_iterate_kernel, _finish_rows_kernel, _start_kernel, launch_finish_norm,
+)  # fmt: skip
 from .residual import launch_residual
 from .step import Solver, launch_step
 
@@ -30,6 +32,7 @@ WAYS = ("small", "rows", "tiled", "gemm")
 
 STOPS_EXACTLY = ("small", "tiled", "gemm")
 KEEPS_RESIDUAL = ("tiled", "gemm")
+MANY_LAUNCHES = ("tiled", "gemm")  # in every iteration: a CUDA graph of them takes the host's time out
 
 
 def advance_way(batch: int, m: int, n: int, p: int, *, product: bool, alone: bool, dtype: torch.dtype) -> str:
@@ -105,17 +108,52 @@ def launch_adam_advance(
     _advance(solver, M, Y, Chunk(limit, threshold, bail, sums, taken, R, loss), WAYS[way])
 
 
-def _advance(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, way: str) -> None:
+@functools.lru_cache(maxsize=64)
+def _step_constants(
+    lr: float, momentum: float, batch: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, ...]:
+    """lr, momentum, a limit of 1, a threshold that nothing meets and no bail, each ``[batch]``."""
+    return (
+        torch.full((batch,), lr, dtype=dtype, device=device),
+        torch.full((batch,), momentum, dtype=dtype, device=device),
+        torch.ones(batch, dtype=torch.int64, device=device),
+        torch.full((batch,), -1.0, dtype=torch.float64, device=device),
+        torch.full((batch,), math.inf, dtype=torch.float64, device=device),
+    )
+
+
+def launch_heavy_ball_step_(
+    X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor, lr: float, momentum: float, loss: int
+) -> Tensor:
+    """``matconv_fast::heavy_ball_step_`` on ``X, V [B, m, n]``: an `advance` of one update that does not look after it."""
+    batch, m, n = X.shape
+    p = Y.shape[2]
+    rate, decay, limit, threshold, bail = _step_constants(lr, momentum, batch, X.dtype, X.device)
+    sums = X.new_empty((batch, 2), dtype=torch.float64)
+    chunk = Chunk(limit, threshold, bail, sums, torch.empty_like(limit), None, loss)
+    way = advance_way(batch, m, n, p, product=M is not None, alone=False, dtype=Y.dtype)
+    _advance(Solver("heavy_ball", X, V, V, sums, rate, decay), M, Y, chunk, way, last=False)
+    before = X.new_empty(batch)
+    launch_finish_norm(
+        sums[:, :1], before, elements=chunk.elements(m, p), how="root" if loss == FRO else "sum"
+    )  # fmt: skip
+    return before
+
+
+def _advance(
+    solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, way: str, *, last: bool = True
+) -> None:
+    """``last``: whether the iterate that a problem ends at is looked at."""
     if way == "small":
-        _advance_small(solver, M, Y, chunk)
+        _advance_small(solver, M, Y, chunk, last=last)
     elif way == "rows":
         assert M is not None and solver.rule == "heavy_ball" and chunk.loss != FRO
         _advance_rows(solver, M, Y, chunk)
     else:
-        _advance_products(solver, M, Y, chunk, fused=way == "tiled")
+        _advance_products(solver, M, Y, chunk, fused=way == "tiled", last=last)
 
 
-def _advance_small(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk) -> None:
+def _advance_small(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, *, last: bool) -> None:
     batch, m, n = solver.X.shape
     p = Y.shape[2]
     precision = tiles.precision(Y.dtype)
@@ -126,7 +164,8 @@ def _advance_small(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk) ->
         m, n, p, 0 if M is None or M.shape[0] == 1 else n * p, 0 if Y.shape[0] == 1 else m * p,
         chunk.elements(m, p), chunk.columns,
         BM=tile.BM, BN=tile.BN, BP=tile.BP, TILE=tile.TILE, RULE=solver.rule, FRO=chunk.loss == FRO,
-        PRODUCT=M is not None, PRECISION=tiles.dot_precision(precision), num_warps=tile.warps, num_stages=1,
+        PRODUCT=M is not None, LAST=last, PRECISION=tiles.dot_precision(precision),
+        num_warps=tile.warps, num_stages=1,
     )  # fmt: skip
 
 
@@ -156,7 +195,9 @@ def _advance_rows(solver: Solver, M: Tensor, Y: Tensor, chunk: Chunk) -> None:
     )  # fmt: skip
 
 
-def _advance_products(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, *, fused: bool) -> None:
+def _advance_products(
+    solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, *, fused: bool, last: bool
+) -> None:
     """Iterate by iterate: residual, what its norm decides, step. ``fused``: our kernels make the products."""
     X = solver.X
     batch, m, n = X.shape
@@ -171,7 +212,8 @@ def _advance_products(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk,
     partials = X.new_empty((batch, residual_tile.count(m, p)), dtype=torch.float64)
     active = torch.empty(batch, dtype=torch.int32, device=X.device)
     _start_kernel[triton.cdiv(batch, 256),](chunk.limit, active, chunk.taken, batch, BLOCK=256)
-    for j in range(chunk.columns):
+    looks = chunk.columns if last else chunk.columns - 1
+    for j in range(looks):
         source = operand
         if products is not None and M is not None:
             source = products[: batch * m * p].view(batch, m, p)
@@ -185,7 +227,7 @@ def _advance_products(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk,
             partials.shape[1], chunk.columns, j, KEPT=kept, COUNTS=solver.rule == "adam",
             BLOCK=min(tiles.padded(partials.shape[1]), 1024), num_warps=4,
         )  # fmt: skip
-        if j == chunk.columns - 1:
+        if j == chunk.columns - 1:  # the end that is only looked at
             break
         if products is not None and M is not None:
             gradient = products[: batch * m * n].view(batch, m, n)

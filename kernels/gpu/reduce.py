@@ -27,10 +27,13 @@ def sum_of_partials(PARTIALS, count, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["elements"])
-def _finish_norm_kernel(PARTIALS, OUT, count, elements, HOW: tl.constexpr, BLOCK: tl.constexpr):
-    """``OUT[b]``: the sum of ``PARTIALS[b, :count]`` over `elements`, with HOW "root" its root; or with "max" the largest."""
+def _finish_norm_kernel(PARTIALS, OUT, count, stride, elements, HOW: tl.constexpr, BLOCK: tl.constexpr):
+    """``OUT[b]``: the sum of the partials of problem b over `elements`, with HOW "root" its root; or with "max" the largest.
+
+    PARTIALS ``[B, count]``, `stride` from problem to problem.
+    """
     b = tl.program_id(0).to(tl.int64)
-    PARTIALS += b * count
+    PARTIALS += b * stride
     if HOW == "max":
         largest = tl.zeros((BLOCK,), tl.float64)
         for start in tl.range(0, count, BLOCK):
@@ -49,7 +52,7 @@ def launch_finish_norm(partials: Tensor, out: Tensor, *, elements: int, how: str
     """``out [B]`` from ``partials [B, count]``; ``how`` is "sum", "root" or "max"."""
     batch, count = partials.shape
     _finish_norm_kernel[batch,](
-        partials, out, count, elements, HOW=how, BLOCK=min(padded(count), 1024), num_warps=4
+        partials, out, count, partials.stride(0), elements, HOW=how, BLOCK=min(padded(count), 1024), num_warps=4
     )  # fmt: skip
 
 

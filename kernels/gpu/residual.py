@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import tiles
 from .block import (
-    column_part, descriptor, dtype_of, identity_block, load_block, product, rounded, store_block, sum_of_squares,
+    can_describe, column_part, descriptor, dtype_of, identity_block, load_block, product, rounded, store_block, sum_of_squares,
 )  # fmt: skip
 from .tiles import ProductTile
 
@@ -96,8 +96,9 @@ def launch_residual(
     p = n if M is None else M.shape[2]
     unused = partials
     source, factor = X, unused if M is None else M
-    if tile.descriptor and M is not None:
-        source, factor = descriptor(X, tile.BM, tile.BK), descriptor(M, tile.BK, tile.BN)
+    described = tile.descriptor and M is not None and can_describe(X) and can_describe(M)
+    if described:
+        source, factor = descriptor(X, tile.BM, tile.BK), descriptor(factor, tile.BK, tile.BN)
     programs = tile.programs(batch, m, p)
     _residual_kernel[programs,](
         source, factor, unused if Y is None else Y, unused if R is None else R, partials,
@@ -105,6 +106,6 @@ def launch_residual(
         m, n, p, 0 if M is None or M.shape[0] == 1 else n, 0 if Y is None or Y.shape[0] == 1 else m, batch, programs,
         BM=tile.BM, BN=tile.BN, BK=tile.BK, PARTS=tile.parts, GROUP=tile.group, PRODUCT=M is not None, HAS_Y=Y is not None,
         HOLD=R is not None, GUARDED=active is not None, SKIP_KNOWN=known is not None,
-        DESCRIPTOR=tile.descriptor and M is not None, T=dtype_of(tiles.state_dtype(X.dtype)),
+        DESCRIPTOR=described, T=dtype_of(tiles.state_dtype(X.dtype)),
         PRECISION=tile.dot_precision, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

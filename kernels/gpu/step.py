@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import rules
-from .block import column_part, descriptor, gradient_scale, load_block, product, rounded, store_block
+from .block import can_describe, column_part, descriptor, gradient_scale, load_block, product, rounded, store_block
 from .residual import block_of
 from .tiles import ProductTile
 
@@ -118,14 +118,15 @@ def launch_step(
     batch, m, n = solver.X.shape
     p = R.shape[2]
     source, factor = R, R if M is None else M
-    if tile.descriptor and M is not None:
-        source, factor = descriptor(R, tile.BM, tile.BK), descriptor(M, tile.BN, tile.BK)
+    described = tile.descriptor and M is not None and can_describe(R) and can_describe(M)
+    if described:
+        source, factor = descriptor(R, tile.BM, tile.BK), descriptor(factor, tile.BN, tile.BK)
     programs = tile.programs(batch, m, n)
     _step_kernel[programs,](
         source, factor, solver.X, solver.first, solver.second, solver.count, solver.X if copy is None else copy,
         solver.lr, solver.hyper, active, total, total.stride(0),
         m, n, p, 0 if M is None or M.shape[0] == 1 else n, batch, elements, programs,
         BM=tile.BM, BN=tile.BN, BK=tile.BK, PARTS=tile.parts, GROUP=tile.group, RULE=solver.rule, FRO=fro,
-        PRODUCT=M is not None, COPIES=copy is not None, DESCRIPTOR=tile.descriptor and M is not None,
+        PRODUCT=M is not None, COPIES=copy is not None, DESCRIPTOR=described,
         PRECISION=tile.dot_precision, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

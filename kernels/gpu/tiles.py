@@ -114,16 +114,16 @@ _ROWS = {
     ("half", 32): RowTile(64, 32, 32, 4),  # 128 / 150 / 110 / 151; BP 64 spills 16 bytes on sm_80
     ("half", 64): RowTile(64, 64, 32, 4),  # 255 / 224 / 162 / 175; BP 64 takes 281 on gfx942
     ("half", 128): RowTile(64, 128, 64, 8),  # 249 / 253 / 191
-    ("half", 256): RowTile(32, 256, 32, 8, swap=True),  # 248 / 221 / 212; plain it has no wgmma
+    ("half", 256): RowTile(32, 256, 32, 8, swap=True),  # 248 / 221 / 212; plain, 32 rows have no wgmma
     ("tf32", 16): RowTile(64, 16, 32, 4),  # 168 / 125 / 123 / 124
     ("tf32", 32): RowTile(64, 32, 64, 4),  # 255 / 244 / 206 / 324
     ("tf32", 64): RowTile(128, 64, 32, 8),  # 255 / 238 / 182 / 221
     ("tf32", 128): RowTile(64, 128, 32, 8),  # 236 / 255 / 188
-    ("ieee", 16): RowTile(64, 16, 16, 4),
-    ("ieee", 32): RowTile(64, 32, 16, 4),
+    ("ieee", 16): RowTile(32, 16, 16, 2),  # 94 / 96 / 92 / 68; 64 rows in 4 warps spill 8 bytes on sm_80
+    ("ieee", 32): RowTile(64, 32, 16, 4),  # 128 / 124 / 108 / 119; BP 32 spills 24 to 40 bytes
     ("ieee", 64): RowTile(64, 64, 32, 8),  # 128 / 124 / 112 / 220
     ("ieee", 128): RowTile(64, 128, 16, 8),  # 210 / 178 / 150 / 166; BP 32 spills 32 bytes on sm_80
-    ("ieee", 256): RowTile(32, 256, 16, 8),  # 222
+    ("ieee", 256): RowTile(32, 256, 16, 8),  # 222 / 214 / 192 / 240
 }
 # Where the copy engine loads them, without registers for pointers. Registers on sm_90 / sm_100.
 _ROWS_BY_DESCRIPTOR = {
@@ -134,11 +134,12 @@ _ROWS_BY_DESCRIPTOR = {
     ("ieee", 128): RowTile(64, 128, 32, 8, descriptor=True),  # 182 / 159
     ("ieee", 256): RowTile(32, 256, 32, 8, descriptor=True),  # 188 / 157
 }
-# gfx942 has 64 KB of shared memory, and 512 registers for programs of 4 warps.
+# gfx942 has 64 KB of shared memory, and 512 registers for programs of 4 warps but 256 for those of 8.
 _ROWS_GFX942 = {
     ("half", 128): RowTile(64, 128, 64, 4, swap=True),  # 386
+    ("half", 256): RowTile(32, 256, 64, 4, swap=True),  # 439
+    ("tf32", 128): RowTile(64, 128, 16, 8),  # 166; BP 32 spills 200 bytes
 }
-_NOT_ON_GFX942 = {("half", 256), ("tf32", 128), ("ieee", 256)}
 
 # Fewer programs than this leave most of a GPU idle through every iteration; products then spread better.
 LEAST_PROGRAMS = 16
@@ -151,7 +152,7 @@ def rows(batch: int, m: int, n: int, p: int, precision: str) -> RowTile | None:
     tile = _ROWS.get(key)
     here = target()
     if here.backend == "hip":
-        tile = None if key in _NOT_ON_GFX942 else _ROWS_GFX942.get(key, tile)
+        tile = _ROWS_GFX942.get(key, tile)
     elif here.has_descriptors:
         faster = _ROWS_BY_DESCRIPTOR.get(key)
         if faster is not None and _fits(batch, m, n, p, faster, precision):
@@ -195,44 +196,64 @@ class ProductTile:
         return min(tiles, target().multiprocessors * max(1, 8 // self.warps))
 
 
+# Columns that one program of a distance reads.
+SPAN = 1024
+
+
 def elementwise(rows: int, columns: int) -> ProductTile:
     """For a pass without a product: 4,096 elements, in rows as long as there are up to 512."""
     BN = min(512, padded(columns))
     return ProductTile(4096 // BN, BN, 0, 4)
 
 
-# Products with what follows them fused, by class of precision: large tiles, and small ones for what large ones do not
-# fill the GPU with. Registers of the residual and of the heavy ball's step on sm_80 / sm_90 / sm_100 / gfx942.
+# Products with what follows them fused, by class of precision. Registers of the residual, of the heavy ball's and of
+# Adam's step, each the most on sm_80, sm_90, sm_100 and gfx942. In two parts instead of four the steps spill 112 bytes
+# and more on sm_100, and Adam's everywhere.
 _LARGE = {
-    "half": ProductTile(128, 128, 32, 8, parts=2),
-    "tf32": ProductTile(128, 128, 32, 8, parts=2),
-    "ieee": ProductTile(128, 128, 16, 8, stages=2, parts=2),
-    "fp64": ProductTile(64, 64, 16, 8, stages=2),
+    "half": ProductTile(128, 128, 64, 8, parts=4),  # 255, 255, 255
+    "tf32": ProductTile(128, 128, 32, 8, parts=4),  # 254, 180, 254
+    "ieee": ProductTile(128, 128, 16, 8, stages=2, parts=2),  # 255
+    "fp64": ProductTile(64, 64, 16, 8, stages=2),  # 172
 }
+# For results that large tiles would not fill the GPU with.
 _SMALL = {
-    "half": ProductTile(64, 64, 64, 4),
+    "half": ProductTile(64, 64, 64, 4),  # 190, 239, 255
     "tf32": ProductTile(64, 64, 32, 4),
-    "ieee": ProductTile(64, 64, 16, 4, stages=2),
-    "fp64": ProductTile(32, 32, 16, 4, stages=2),
+    "ieee": ProductTile(64, 64, 16, 4, stages=2),  # 176
+    "fp64": ProductTile(32, 32, 16, 4, stages=2),  # 144
 }
+# On sm_90, loaded by the copy engine, what the tensor cores are busiest with: 232 and 255 registers for the residual
+# and the heavy ball's step. Adam's spills 400 bytes there, and sm_100 296.
+_WIDE = ProductTile(128, 256, 64, 8, parts=4, descriptor=True)
 
 
-def _product(batch: int, rows: int, columns: int, inner: int, precision: str) -> ProductTile:
+def _product(batch: int, rows: int, columns: int, inner: int, precision: str, wide: bool) -> ProductTile:
+    """``inner``: columns of the first factor. A product of several problems loads through pointers: a descriptor is of
+    one matrix of all their rows, and its blocks would reach from one problem into the next."""
     kind = "half" if precision in ("bf16", "fp16") else precision
+    here = target()
     tile = _LARGE[kind]
-    if batch * tile.count(rows, columns) < target().multiprocessors:
+    if batch * tile.count(rows, columns) < here.multiprocessors:
         tile = _SMALL[kind]
+    # 16 bytes are what the rows of a descriptor are counted in; it is the inner size of both factors or the outer one
+    aligned = all(size * ITEMSIZE[precision] % 16 == 0 for size in (inner, columns))
+    if kind in ("half", "tf32") and here.has_descriptors and batch == 1 and aligned:
+        tile = replace(tile, descriptor=True)
+        if kind == "half" and wide and here.arch == 90 and tile.BM == 128:
+            tile = _WIDE
+    if here.backend == "hip":
+        tile = replace(tile, stages=min(tile.stages, 2))
     return replace(tile, dot_precision=dot_precision(precision))
 
 
 def residual(batch: int, m: int, n: int, p: int, dtype: torch.dtype) -> ProductTile:
     """For ``X M - Y``, ``[m, p]`` over n."""
-    return _product(batch, m, p, n, precision(dtype))
+    return _product(batch, m, p, n, precision(dtype), wide=True)
 
 
 def step(batch: int, m: int, n: int, p: int, dtype: torch.dtype, rule: str) -> ProductTile:
     """For ``R M^T`` and the update, ``[m, n]`` over p."""
-    return _product(batch, m, n, p, precision(dtype))
+    return _product(batch, m, n, p, precision(dtype), wide=rule == "heavy_ball")
 
 
 # By class of precision and BN, for the gradient without R.

@@ -78,6 +78,11 @@ def is_batched(t: Tensor) -> bool:
     return torch._C._functorch.is_legacy_batchedtensor(t)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether products on this device are to be made in autocast's dtype."""
+    return device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)
+
+
 def requires_grad(*tensors: Tensor | None) -> bool:
     """Whether one of them requires grad."""
     return any(t is not None and t.requires_grad for t in tensors)
@@ -176,6 +181,7 @@ class Way:
         code: its index among them.
         exact: it stops each problem by itself; otherwise the caller replays it.
         keeps_residual: it can go on from the residual that it ended a chunk with.
+        captures: it takes several launches an iteration, which a CUDA graph is to replay.
     """
 
     path: str
@@ -183,6 +189,7 @@ class Way:
     code: int
     exact: bool
     keeps_residual: bool
+    captures: bool
 
 
 def advance_way(
@@ -210,4 +217,5 @@ def advance_way(
         launch = gpu()
         name = launch.advance_way(*sizes, product=product, alone=heavy_ball and not coupled, dtype=dtype)
     code = launch.WAYS.index(name)
-    return Way(kind, name, code, name in launch.STOPS_EXACTLY, name in launch.KEEPS_RESIDUAL)
+    captures = device.type == "cuda" and name in launch.MANY_LAUNCHES
+    return Way(kind, name, code, name in launch.STOPS_EXACTLY, name in launch.KEEPS_RESIDUAL, captures)

@@ -90,7 +90,7 @@ def kernel_residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: ob
         and (Y is None or Y.dtype == X.dtype)
         and backend.has_kernels()
         and not (torch.is_grad_enabled() and backend.requires_grad(X, M, Y))
-        and not torch.is_autocast_enabled(X.device.type)
+        and not backend.autocasts(X.device)
     ):
         return backend.call(_kernel, _triton, X, M, Y, _reference.LOSSES.index(loss), None, None, None)
     return None
@@ -112,7 +112,7 @@ def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> T
     if (
         path == "reference"
         or not backend.is_plain(X, M, Y)
-        or torch.is_autocast_enabled(X.device.type)
+        or backend.autocasts(X.device)
         or any(t is not None and t.shape[:-2] != batch for t in (M, Y))
     ):
         dtype = _checks.state_dtype(X.dtype)

@@ -8,14 +8,48 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .. import _reference
+from .. import _checks, _reference
 from . import backend
 
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
 _library.define(
     "heavy_ball_step_(Tensor(a!) X, Tensor(b!) V, Tensor? M, Tensor? Y, float lr, float momentum, int loss) -> Tensor?"
 )
+
+
+def _triton(
+    X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: float, momentum: float, loss: int
+) -> Tensor | None:
+    """By Triton kernels, where all tensors are as they take them; nothing has been checked before."""
+    batch, factors = X.shape[:-2], [t for t in (M, Y) if t is not None]
+    p = X.shape[-1] if M is None else M.shape[-1]
+    if (
+        X.ndim < 2
+        or X.numel() * p == 0
+        or X.dtype not in (torch.float32, torch.float64)
+        or V.dtype != X.dtype
+        or V.shape != X.shape
+        or (M is not None and M.shape != (*batch, X.shape[-1], p))
+        or (Y is not None and Y.shape != (*batch, X.shape[-2], p))
+        or any(_checks.state_dtype(t.dtype) != X.dtype or t.dtype != factors[0].dtype for t in factors)
+        or not all(t.is_contiguous() and t.device == X.device for t in (X, V, *factors))
+        or not _apart(X, V, *factors)
+    ):
+        return None
+    flat = [None if t is None else t.view(-1, *t.shape[-2:]) for t in (X, V, M, Y)]
+    if Y is None:
+        dtype = X.dtype if M is None else M.dtype
+        flat[3] = torch.eye(X.shape[-2], p, dtype=dtype, device=X.device)[None]
+    return backend.gpu().launch_heavy_ball_step_(*flat, lr, momentum, loss).view(batch)
+
+
+def _apart(*tensors: Tensor) -> bool:
+    """Whether no two lie in the same memory."""
+    return len({t.untyped_storage().data_ptr() for t in tensors}) == len(tensors)
+
+
 _library.impl("heavy_ball_step_", lambda *args: None, "CompositeExplicitAutograd")
+_library.impl("heavy_ball_step_", _triton, "CUDA")
 _kernel = torch.ops.matconv_fast.heavy_ball_step_.default
 _NUMBERS = (float, int)
 
@@ -23,7 +57,7 @@ _NUMBERS = (float, int)
 def heavy_ball_step_(
     X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: Any, momentum: Any, loss: Any
 ) -> Tensor | None:
-    """One heavy-ball step on the C++ kernel; the loss before it, or None where that kernel does not take the arguments.
+    """One heavy-ball step by a kernel; the loss before it, or None where none takes the arguments.
 
     Nothing has been checked before, and nothing is written with None.
     """
@@ -38,16 +72,16 @@ def heavy_ball_step_(
         and V is not None
         and backend.is_plain(X, V, M, Y)
         and not (X.is_neg() or V.is_neg())  # a pending negation makes them no memory to write to
-        and backend.has_native()
-        and not torch.is_autocast_enabled("cpu")
+        and backend.has_kernels()
+        and not backend.autocasts(X.device)
     ):
         return None
     index = _reference.LOSSES.index(loss)
     if torch.is_grad_enabled() and backend.requires_grad(X, V, M, Y):
         with torch.no_grad():
-            before = _kernel(X, V, M, Y, lr, momentum, index)
+            before = backend.call(_kernel, _triton, X, V, M, Y, lr, momentum, index)
     else:
-        before = _kernel(X, V, M, Y, lr, momentum, index)
+        before = backend.call(_kernel, _triton, X, V, M, Y, lr, momentum, index)
     if before is not None:
         increment_version((X, V))
     return before

@@ -56,9 +56,3 @@ def at_rounding_floor(problem: Problem, X: Tensor, sums: Tensor) -> Tensor:
     norm_M = 1.0 if problem.M is None else torch.linalg.vector_norm(problem.M, dim=(-2, -1), dtype=torch.float64)
     floor = FLOOR_UNITS * torch.finfo(problem.Y.dtype).eps * (norm_X * norm_M + problem.Y_norm())
     return sums.sqrt() <= floor
-
-
-def poll(counts: Tensor) -> tuple[int, int]:
-    """The one wait for the device in a chunk: problems that go on, and the longest replay (-1: none)."""
-    running, longest = counts.tolist()
-    return running, longest

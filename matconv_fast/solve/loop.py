@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from .. import _reference
 from .._ops import finish_chunk
 from . import convergence
+from .flags import Flags
+from .graph import Replayed
 from .options import Options
 from .problem import Problem
 from .progress import progress_bar
@@ -101,7 +104,7 @@ class _History:
 
 
 class _Run:
-    """The tensors of one run: all but the sums of a chunk are made before its first iteration."""
+    """The tensors of one run: all but the sums of its chunks are made before the first iteration."""
 
     def __init__(self, problem: Problem, solver: Solver, options: Options, start: State) -> None:
         batch, device = problem.size, problem.device
@@ -120,79 +123,106 @@ class _Run:
         self.updates, self.taken, self.again, self.status = integers.unbind()
         self.status.copy_(start.status)
         self.counts = torch.zeros(2, dtype=torch.int64, device=device)
+        self.flags = Flags(device)
+        self.replayed: dict[int, tuple[Tensor, Replayed]] = {}
 
-    def advance(self, limit: Tensor, steps: int, *, goes_on: bool = False) -> Tensor:
-        """Up to ``limit`` updates of each problem, none more than `steps`; the sums ``[B, steps + 1]``.
+    def look(self) -> None:
+        """Where the run starts from: no update is made."""
+        sums = self._room(0)
+        sums[:, 0] = torch.nan
+        self._advance(torch.zeros_like(self.updates), sums, self.R)
+        self._finish(sums)
+        self.flags.send(self.counts)
 
-        ``goes_on``: from where the call before came to, so that a residual that it kept is that of X.
-        """
-        sums = torch.empty((self.problem.size, steps + 1), dtype=torch.float64, device=self.problem.device)
-        if self.R is not None:
-            sums[:, 0] = self.last if goes_on else torch.nan
-        chunk = Chunk(limit, self.threshold, self.bail, sums, self.taken, self.R)
+    def _room(self, steps: int) -> Tensor:
+        return torch.empty((self.problem.size, steps + 1), dtype=torch.float64, device=self.problem.device)
+
+    def _advance(self, limit: Tensor, sums: Tensor, R: Tensor | None) -> None:
+        """Up to ``limit`` updates of each problem; R is that of X where ``sums[:, 0]`` is a number."""
+        chunk = Chunk(limit, self.threshold, self.bail, sums, self.taken, R)
         self.prepared.advance(self.state[0], tuple(self.state[1:]), chunk)
-        return sums
 
-    def finish(self, sums: Tensor) -> tuple[int, int]:
-        """Judge the chunk; the problems that go on, and the longest replay that is due."""
+    def _finish(self, sums: Tensor) -> None:
         finish_chunk(
             sums, self.taken, self.threshold, self.Y_squares, self.bail, self.last, self.best, self.updates,
             self.status, self.again, self.counts,
         )  # fmt: skip
-        return convergence.poll(self.counts)
 
-    def run(self, steps: int, running: int) -> tuple[Tensor, int]:
-        """One chunk: each of the `running` problems makes `steps` updates or stops exactly where it should.
+    def _chunk(self, steps: int, sums: Tensor) -> None:
+        """Each problem that is running makes `steps` updates, or stops; all of it is decided on the device."""
+        sums[:, 0] = self.last
+        self._advance(torch.where(self.status == _reference.RUNNING, steps, -1), sums, self.R)
+        self._finish(sums)
 
-        Returns the sums of the chunk, and the number of problems that go on.
+    def run(self, steps: int) -> Tensor:
+        """One chunk: each problem that is running makes `steps` updates or stops exactly where it should.
+
+        Returns the sums of the chunk.
         """
         for old, state in zip(self.snapshot, self.state, strict=False):  # there may be none
             old.copy_(state)
-        if running == self.problem.size:
-            limit = torch.full_like(self.updates, steps)
+        if self.prepared.captures:
+            if steps not in self.replayed:
+                room = self._room(steps)
+                self.replayed[steps] = room, Replayed(partial(self._chunk, steps, room))
+            sums, replayed = self.replayed[steps]
+            replayed()
+            sums = sums.clone()
         else:
-            limit = torch.where(self.status == _reference.RUNNING, steps, -1)
-        sums = self.advance(limit, steps, goes_on=True)
-        running, longest = self.finish(sums)
-        if longest >= 0:  # a kernel that does not stop by itself has gone beyond: again, from the snapshot
-            due = self.again >= 0
-            for old, state in zip(self.snapshot, self.state, strict=True):
-                state.copy_(torch.where(due.view(-1, *[1] * (state.ndim - 1)), old, state))
-            self.advance(self.again, longest)
-        return sums, running
+            sums = self._room(steps)
+            self._chunk(steps, sums)
+        self.flags.send(self.counts)
+        if self.snapshot:
+            self._replay(steps)
+        return sums
 
-    def stop_stagnated(self, mark: Tensor, explicit: bool) -> int:
-        """Mark the problems that have come to a halt since ``best`` was `mark`; those that go on."""
+    def _replay(self, steps: int) -> None:
+        """Run the problems again, from the snapshot, that have gone beyond their stop."""
+        if not self.flags.lags:
+            steps = int(self.counts[1])
+            if steps < 0:
+                return
+        due = self.again >= 0
+        for old, state in zip(self.snapshot, self.state, strict=True):
+            state.copy_(torch.where(due.view(-1, *[1] * (state.ndim - 1)), old, state))
+        self._advance(self.again, self._room(steps), None)
+
+    def stop_stagnated(self, mark: Tensor, explicit: bool) -> None:
+        """Mark the problems that have come to a halt since ``best`` was `mark`."""
         halted = convergence.stagnated(self.problem, self.state[0], self.last, self.best, mark, explicit)
         halted &= self.status == _reference.RUNNING
         self.status.masked_fill_(halted, _reference.STAGNATED)
         self.counts[0] -= halted.sum()
-        return convergence.poll(self.counts)[0]
+        self.flags.send(self.counts)
 
 
 def run(problem: Problem, solver: Solver, options: Options, start: State) -> Outcome:
     """Iterate until every problem has stopped or made `max_iters` updates. ``start`` is left as it is."""
     work = _Run(problem, solver, options, start)
-    sums = work.advance(torch.zeros_like(work.updates), 0)
-    running, _ = work.finish(sums)
-    history = _History(options.record_every, sums[:, 0])
+    work.look()
+    history = _History(options.record_every, work.last.clone())
     interval, age, done = options.stagnation_interval(problem.input_dtype), start.age, 0
     mark = start.mark if interval is None else torch.where(start.mark.isnan(), work.best, start.mark)
     chunk = min(options.check_every or work.prepared.chunk, work.prepared.chunk)
 
+    running = True
     with progress_bar(options.progress, options.limit) as bar:
-        while running and done < options.limit:
+        while done < options.limit:
+            counts = work.flags.latest()
+            if counts is not None:
+                running = counts[0] > 0
+            if not running:
+                break
             steps = min(chunk, options.limit - done)
             if not work.prepared.exact and interval is not None:  # at most as much is run in vain as was run before
                 steps = min(steps, max(FIRST_CHUNK, done))
             if interval is not None:
                 age %= interval
                 steps = min(steps, interval - age)
-            sums, running = work.run(steps, running)
-            history.add(sums, done)
+            history.add(work.run(steps), done)
             done, age = done + steps, age + steps
-            if interval is not None and age == interval and running:
-                running = work.stop_stagnated(mark, explicit=options.patience is not None)
+            if interval is not None and age == interval:
+                work.stop_stagnated(mark, explicit=options.patience is not None)
                 mark = work.best.clone()
             if options.progress:
                 bar.update(done, problem.loss_of(work.last))

@@ -51,12 +51,14 @@ class Prepared:
         chunk: updates in one such call, so few that Ctrl-C is answered soon: under a second up to 1,024 square.
         exact: `advance` stops each problem where it should, so that none has to be replayed.
         keeps_residual: `advance` keeps the residual from chunk to chunk, which would cost it a product.
+        captures: it takes several launches an iteration, which are to be captured as a CUDA graph and replayed.
     """
 
     advance: Advance
     chunk: int = REFERENCE_CHUNK
     exact: bool = False
     keeps_residual: bool = False
+    captures: bool = False
 
     @classmethod
     def of(cls, problem: Problem, way: backend.Way | None, advance: Advance) -> Prepared:
@@ -69,7 +71,7 @@ class Prepared:
         chunk = max(1 if way.exact else 8, min(CHUNK_OPERATIONS[way.path] // max(operations, 1), 1 << 16))
         if not way.exact:  # each slab of some 24 rows has a sum of its own for every iteration: 32 MB of them at most
             chunk = max(8, min(chunk, (24 << 22) // max(problem.size * problem.m, 1)))
-        return cls(advance, chunk, way.exact, way.keeps_residual)
+        return cls(advance, chunk, way.exact, way.keeps_residual, way.captures)
 
 
 def advance_way(problem: Problem, *, heavy_ball: bool) -> backend.Way | None:
