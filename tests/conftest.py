@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import FunctionType, ModuleType
 
 import pytest
 import torch
@@ -29,6 +30,35 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     monkeypatch.undo()
     forget()
 
+
+
+def _patch_triton_once() -> None:
+    """The interpreter replaces the functions of ``triton.language`` at each launch, and at each call of one device
+    function by another: 3 ms every time, most of what interpreting costs. Here all of Triton is interpreted, always."""
+    from triton.runtime import interpreter
+
+    class Forever:
+        def restore(self) -> None:
+            pass
+
+    patch, patched = interpreter._patch_lang, set()
+
+    def patch_once(function: FunctionType) -> Forever:
+        visible = frozenset(
+            value.__name__
+            for value in function.__globals__.values()
+            if isinstance(value, ModuleType) and value.__name__.startswith("triton.language")
+        )
+        if visible not in patched:
+            patched.add(visible)
+            patch(function)
+        return Forever()
+
+    interpreter._patch_lang = patch_once
+
+
+if backend.INTERPRETED:
+    _patch_triton_once()
 
 # With TRITON_INTERPRET=1 the Triton kernels are one more implementation: `make test-triton` takes the tests of that name.
 PATHS = ["reference", "cpu", *(["triton"] if backend.INTERPRETED else [])]

@@ -9,7 +9,7 @@ import contextlib
 import sys
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,8 +32,9 @@ def _package(name: str, folder: Path) -> None:
 _package("matconv_fast", ROOT / "matconv_fast")
 _package("matconv_fast.kernels", ROOT / "kernels")
 
-from matconv_fast import _reference  # noqa: E402
 from matconv_fast.kernels.gpu import launch, launch_loss, tiles  # noqa: E402
+
+from matconv_fast import _reference  # noqa: E402
 
 # GPUs by the name of what they are compiled for, with the multiprocessors of an A100, H100, B200 and MI300X.
 TARGETS = {
@@ -72,6 +73,17 @@ class Launch:
         names = list(self.signature)
         return {names[path[0]]: value for path, value in self.constexprs.items() if names[path[0]].isupper()}
 
+    def describe(self) -> str:
+        """All that sets it apart from others."""
+        arguments = enumerate(self.signature.items())
+        odd = [name for i, (name, kind) in arguments if kind != "constexpr" and not self.attrs.get((i,))]
+        return f"{self.constants}, not known to be multiples of 16: {' '.join(odd)}"
+
+    @property
+    def has_product(self) -> bool:
+        """Whether it multiplies blocks."""
+        return "PRECISION" in self.constants and self.constants.get("PRODUCT", True)
+
 
 class _Driver:
     """Answers what a launch asks of Triton's driver before it compiles."""
@@ -107,7 +119,7 @@ class Recorder:
     def recording(self) -> Iterator[None]:
         """Launches in here are for the target, and are kept."""
 
-        def keep(kernel, key, signature, device, constexprs, options, attrs, warmup):  # noqa: ANN001, ANN202
+        def keep(kernel, key, signature, device, constexprs, options, attrs, warmup):
             name = kernel.__name__
             values = dict(constexprs), attrs, options.__dict__
             self.launches.setdefault(
@@ -140,7 +152,7 @@ class Recorder:
         self, rule: str, loss: int, precision: str, batch: int, m: int, n: int, p: int, *,
         product: bool = True, shared: bool = True, only: str | None = None,
     ) -> None:  # fmt: skip
-        """Three iterates, the way that the dispatcher takes; nothing if that is not the one asked for."""
+        """Two iterates, the way that the dispatcher takes; nothing if that is not the one asked for."""
         dtype = self.use(precision)
         way = advance_way(rule, loss, precision, batch, m, n, p, product=product)
         if only not in (None, way):
@@ -153,12 +165,19 @@ class Recorder:
         limit, taken = _empty(batch, dtype=torch.int64), _empty(batch, dtype=torch.int64)
         threshold, bail, count = (_empty(batch, dtype=torch.float64) for _ in range(3))
         R = _empty(batch, m, p, dtype=dtype) if way in launch.KEEPS_RESIDUAL else None
-        sums = _empty(batch, 3, dtype=torch.float64)
+        sums = _empty(batch, 2, dtype=torch.float64)
         chunk = limit, threshold, bail, sums, taken, R, loss, launch.WAYS.index(way)
         if rule == "heavy_ball":
             launch.launch_heavy_ball_advance(X, first, M, Y, lr, momentum, *chunk)
         else:
             launch.launch_adam_advance(X, first, second, count, M, Y, lr, 0.9, 0.999, 1e-8, *chunk)
+
+    def step(self, loss: int, precision: str, batch: int, m: int, n: int, p: int, *, product: bool = True) -> None:
+        """One heavy-ball step."""
+        dtype = self.use(precision)
+        X, V = (_empty(batch, m, n, dtype=tiles.state_dtype(dtype)) for _ in range(2))
+        M = _empty(1, n, p, dtype=dtype) if product else None
+        launch.launch_heavy_ball_step_(X, V, M, _empty(1, m, p, dtype=dtype), 0.1, 0.9, loss)
 
     def products(
         self, loss: int, precision: str, batch: int, m: int, n: int, p: int, *,

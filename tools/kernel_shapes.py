@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import pkgutil
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from kernel_launches import FRO, MSE, PRECISIONS, Launch, Recorder, advance_way, tiles
+from matconv_fast.kernels import gpu
 
 RULES = ("heavy_ball", "adam")
 CLASSES = (16, 32, 64, 128, 256, 512)  # of n, in the tables by rows
@@ -30,42 +34,48 @@ def record(target: str) -> list[Launch]:
 
 def _small_tier(recorder: Recorder, precision: str) -> None:
     sizes = [size for size in (16, 32, 64) if size <= tiles.small_limit(precision)]
-    for m, n, p in itertools.product(sizes, repeat=3):
-        recorder.advance("heavy_ball", MSE, precision, 64, m, n, p)
+    if precision != "fp16":
+        for m, n, p in itertools.product(sizes, repeat=3):
+            recorder.advance("heavy_ball", MSE, precision, 64, m, n, p)
     for size in sizes:
         recorder.advance("adam", FRO, precision, 64, size - 3, size - 3, size - 3, shared=False)
-        for rule in RULES:
-            recorder.advance(rule, MSE, precision, 64, sizes[-1], size, size, product=False)
+        recorder.step(MSE, precision, 64, size, size, size)
+    for rule in RULES:
+        recorder.advance(rule, MSE, precision, 64, sizes[-1], sizes[-1], sizes[-1], product=False)
 
 
 def _row_tier(recorder: Recorder, precision: str) -> None:
     """With n that fills its class and without: whole vectors are loaded in the one, single elements in the other."""
     for n in CLASSES:
         recorder.advance("heavy_ball", MSE, precision, 1, 8192, n, 1024, only="rows")
-        if precision != "fp16":  # the same code as bf16 but for the rounding
+        if precision != "fp16":
             recorder.advance("heavy_ball", MSE, precision, 3, 8191, n - 3, 1021, shared=False, only="rows")
 
 
 def _products(recorder: Recorder, precision: str) -> None:
-    """Two kernels an iteration, by large tiles and by small ones."""
+    """Two kernels an iteration, by large tiles and by small ones; of several problems, by pointers alone."""
     for size in (4096, 512):
         for rule, loss in (("heavy_ball", MSE), ("adam", FRO)):
             recorder.advance(rule, loss, precision, 1, size, size, size, only="tiled")
             if precision != "fp16":
                 recorder.advance(rule, loss, precision, 1, size - 3, size - 5, size - 7, only="tiled")
+    if precision != "fp16":
+        recorder.step(FRO, precision, 40, 512, 512, 512)
+        recorder.step(FRO, precision, 2, 512, 512, 512)
 
 
 def _losses(recorder: Recorder, precision: str) -> None:
     dtype = recorder.use(precision)
     for n in CLASSES[:-1]:
         if tiles.recomputes(1, 8192, n, 4096, 2, dtype):
-            recorder.products(MSE, precision, 1, 8192, n, 4096, wanted="XM")
-        if precision != "fp16" and tiles.recomputes(1, 8191, n - 3, 4093, 1, dtype):
-            recorder.products(FRO, precision, 1, 8191, n - 3, 4093, wanted="X", identity=True)
+            recorder.products(MSE, precision, 1, 8192, n, 4096, wanted="X" if precision == "fp16" else "XM")
+        if precision != "fp16" and tiles.recomputes(1, 8191, n - 3, 4093, 2, dtype):
+            recorder.products(FRO, precision, 1, 8191, n - 3, 4093, wanted="XM", identity=True)
     recorder.products(MSE, precision, 1, 4096, 4096, 4096)
-    recorder.products(MSE, precision, 1, 4096, 4096, 4096, wanted="XM")
-    recorder.products(FRO, precision, 1, 512, 512, 512, wanted="XMY", identity=True)
     if precision != "fp16":
+        recorder.products(MSE, precision, 1, 4096, 4096, 4096, wanted="XM")
+        recorder.products(FRO, precision, 1, 512, 512, 512, wanted="XMY", identity=True)
+        recorder.products(FRO, precision, 1, 4093, 4091, 4089, wanted="Y")
         recorder.products(FRO, precision, 3, 509, 507, 505, wanted="Y")
 
 
@@ -98,17 +108,17 @@ class Entry:
     def is_of(self, launch: Launch) -> bool:
         """Whether the launch has this block shape."""
         has = {**launch.options, **launch.constants}
-        if launch.kernel != self.kernel or not has.get("PRODUCT", True) and self.tile_has("BK"):
+        # fp16 is the same code as bf16 but for the rounding: it is compiled once or twice a table entry, not every way
+        if launch.kernel != self.kernel or self.precision.replace("fp16", "bf16") not in ("", launch.precision):
             return False
-        if self.precision not in ("", launch.precision) or self.rule not in ("", has["RULE"]):
+        if self.rule not in ("", has.get("RULE")):
             return False
         stages = "STAGES" if "STAGES" in has else "num_stages"
         names = {"warps": "num_warps", "stages": stages, "dot_precision": "PRECISION"}
-        for field in fields(self.tile):
-            name = names.get(field.name, field.name.upper())
-            if name in has and has[name] != getattr(self.tile, field.name):
-                return False
-        return True
+        values = {names.get(f.name, f.name.upper()): getattr(self.tile, f.name) for f in fields(self.tile)}
+        if values.get("BK") == 0:  # without a product there is nothing to load ahead
+            del values["num_stages"]
+        return all(has[name] == value for name, value in values.items() if name in has)
 
 
 def missing(launches: list[Launch], entries: set[Entry]) -> list[Entry]:
@@ -119,11 +129,29 @@ def missing(launches: list[Launch], entries: set[Entry]) -> list[Entry]:
     return [e for e in entries if not any(e.is_of(launch) for launch in by_kernel.get(e.kernel, ()))]
 
 
-def entries_in_tables() -> dict[str, Any]:
-    """Every entry of every table of tiles, by name."""
-    tables = {name: value for name, value in vars(tiles).items() if isinstance(value, dict)}
+def unused_kernels(launches: list[Launch]) -> set[str]:
+    """Kernels of the package that no launch is of."""
+    names = {launch.kernel for launch in launches}
+    modules = (importlib.import_module(f"{gpu.__name__}.{found.name}") for found in pkgutil.iter_modules(gpu.__path__))
+    return {name for module in modules for name in vars(module) if re.fullmatch(r"_\w+_kernel", name)} - names
+
+
+def unused_entries(entries: set[Entry]) -> list[str]:
+    """Entries of the tables that are never given, by name."""
     kinds = tiles.SmallTile, tiles.RowTile, tiles.ProductTile
-    return {f"{name}[{key}]": v for name, t in tables.items() for key, v in t.items() if isinstance(v, kinds)}
+    named = dict(vars(tiles))
+    for name, table in vars(tiles).items():
+        if isinstance(table, dict):
+            named.update((f"{name}[{key}]", tile) for key, tile in table.items())
+    given = {_as_in_table(entry.tile) for entry in entries}
+    return [name for name, tile in named.items() if isinstance(tile, kinds) and _as_in_table(tile) not in given]
+
+
+def _as_in_table(tile: Any) -> Any:
+    """Without what the ladder of products sets beside the table."""
+    if isinstance(tile, tiles.ProductTile):
+        return replace(tile, stages=0, descriptor=False, dot_precision="")
+    return tile
 
 
 def reachable(target: str) -> set[Entry]:
@@ -137,3 +165,20 @@ def reachable(target: str) -> set[Entry]:
             for batch, m, n, p in itertools.product((1, 64), sizes, sizes, sizes):
                 found.update(_asked(precision, batch, m, n, p))
     return found
+
+
+def _asked(precision: str, batch: int, m: int, n: int, p: int) -> Iterator[Entry]:
+    dtype = PRECISIONS[precision]
+    for rule, loss in itertools.product(RULES, (MSE, FRO)):
+        way = advance_way(rule, loss, precision, batch, m, n, p, product=True)
+        if way == "small":
+            yield Entry("_advance_small_kernel", precision, tiles.small(m, n, p, precision))
+        elif way == "rows":
+            yield Entry("_advance_rows_kernel", precision, tiles.rows(batch, m, n, p, precision))
+        elif way == "tiled":
+            yield Entry("_step_kernel", precision, tiles.step(batch, m, n, p, dtype, rule), rule)
+    yield Entry("_residual_kernel", precision, tiles.residual(batch, m, n, p, dtype))
+    if any(tiles.recomputes(batch, m, n, p, wanted, dtype) for wanted in (1, 2)):
+        yield Entry("_row_gradient_kernel", precision, tiles.gradient(n, precision))
+    for kernel in ("_residual_kernel", "_step_kernel", "_distance_kernel"):
+        yield Entry(kernel, "", tiles.elementwise(m, n))

@@ -51,7 +51,7 @@ def _advance_small_kernel(
         B2 += b * m * n
         second = load_block(B2, 0, 0, m, n, n, 1, BM, BN, False)
         count = tl.load(COUNT + b)
-    if TILE == BP:
+    if TILE == BP or not PRODUCT:
         y_all = load_block(Y, 0, 0, m, p, p, 1, BM, BP, False).to(T)
         if PRODUCT:
             m_all = load_block(M, 0, 0, n, p, p, 1, BN, BP, False)

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import tiles
 from .advance_rows import _advance_rows_kernel
 from .advance_small import _advance_small_kernel
-from .block import descriptor, dtype_of
+from .block import can_describe, descriptor, dtype_of
 from .reduce import (
     _finish_chunk_kernel, _finish_iterate_kernel, _finish_rows_kernel, _start_kernel, launch_finish_norm,
 )  # fmt: skip
@@ -176,6 +176,7 @@ def _advance_rows(solver: Solver, M: Tensor, Y: Tensor, chunk: Chunk) -> None:
     precision = tiles.precision(M.dtype)
     tile = tiles.rows(batch, m, n, p, precision)
     assert tile is not None  # as `advance_way` has found
+    assert not tile.descriptor or (can_describe(M) and can_describe(Y))  # `Problem` aligns both to 64 bytes
     M_source, Y_source = M, Y
     if tile.descriptor:
         M_source, Y_source = descriptor(M, tile.BN, tile.BP), descriptor(Y, tile.BM, tile.BP)
