@@ -6,13 +6,17 @@ EXTENSION := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 
 EXTENSION_TESTS := $(wildcard tests/*.cpp)
 
-.PHONY: demo test lint sanitize format build dist clean
+.PHONY: demo test test-triton lint sanitize format build dist clean
 
 demo: $(VENV)/.built  ## the notebook's runs and the question's loops against the plain ones; writes report.html
 	$(BIN)/python -m matconv_fast demo --report report.html
 
 test: $(VENV)/.built $(VENV)/.testers  ## the whole suite, doctests and README included
 	$(BIN)/python -m pytest
+
+# Two processes: the interpreter is Python, one operation of a kernel after another.
+test-triton: $(VENV)/.built $(VENV)/.testers  ## the suite on the Triton kernels, in Triton's interpreter
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -k triton
 
 lint: $(VENV)/.built $(VENV)/.linters
 	$(BIN)/ruff check .
@@ -59,7 +63,7 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(EXTENSION)
 	touch $@
 
 $(VENV)/.testers: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c constraints.txt pytest hypothesis selenium
+	$(BIN)/pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis selenium
 	touch $@
 
 $(VENV)/.linters: $(VENV)/.installed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from types import FunctionType, ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,7 +30,6 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     yield set_to
     monkeypatch.undo()
     forget()
-
 
 
 def _patch_triton_once() -> None:
@@ -59,14 +59,17 @@ def _patch_triton_once() -> None:
 
 if backend.INTERPRETED:
     _patch_triton_once()
+    np.seterr(all="ignore")  # infinity - infinity is NaN on a GPU, too, and no warning
 
-# With TRITON_INTERPRET=1 the Triton kernels are one more implementation: `make test-triton` takes the tests of that name.
+# With TRITON_INTERPRET=1 the Triton kernels are one more implementation: `make test-triton` takes its tests.
 PATHS = ["reference", "cpu", *(["triton"] if backend.INTERPRETED else [])]
 
 
 @pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest, force: Callable[[str], None]) -> str:
     """Force one implementation; the kernels' own suite and the reference's are the same tests."""
+    if request.param == "triton" and request.node.get_closest_marker("long"):
+        pytest.skip("thousands of iterations take the interpreter minutes")
     force(request.param)
     return request.param
 

@@ -9,6 +9,7 @@ from problems import well_conditioned
 import matconv_fast as mcf
 
 
+@pytest.mark.long
 def test_one_diverging_problem_leaves_the_other_63_equal_to_their_lone_solves(path):
     M = well_conditioned(5, 64, dtype=torch.float32)
     M[17] *= 20  # its stability limit is 400 times lower

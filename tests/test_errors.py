@@ -110,7 +110,10 @@ def test_a_refused_step_writes_nothing():
 
 @pytest.mark.parametrize(
     ("value", "pattern"),
-    [("gpu", "must be one of reference, cpu, triton, got 'gpu'"), ("triton", "there is no GPU; set TRITON_INTERPRET=1")],
+    [
+        ("gpu", "must be one of reference, cpu, triton, got 'gpu'"),
+        ("triton", "there is no GPU; set TRITON_INTERPRET=1"),
+    ],
 )
 @pytest.mark.skipif(backend.INTERPRETED or torch.cuda.is_available(), reason="there is something to run Triton kernels")
 def test_an_unknown_or_missing_backend_is_refused(force, value, pattern):

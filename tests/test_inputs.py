@@ -39,7 +39,7 @@ def layouts(t: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", layouts(torch.zeros(2, 2)))
 @pytest.mark.parametrize("solver", [mcf.HeavyBall(0.2, 0.6), mcf.Adam(0.05)])
-@pytest.mark.parametrize("n", [7, 33])
+@pytest.mark.parametrize("n", [7, pytest.param(33, marks=pytest.mark.long)])
 def test_any_layout_gives_the_same_bits(path, kind, solver, n):
     generator = torch.Generator().manual_seed(0)
     M, (Y, X0) = well_conditioned(n), torch.rand(2, 5, n, generator=generator).double()

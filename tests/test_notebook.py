@@ -57,6 +57,7 @@ def test_history_is_sgds_trajectory(path, name):
     assert ((ours - truth).abs() <= allowance).all()
 
 
+@pytest.mark.long
 def test_final_losses_are_as_the_table_says(path):
     history = {name: solve(run).history for name, run in RUNS.items()}
     assert all(h.shape == (10_001,) for h in history.values())

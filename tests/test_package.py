@@ -26,7 +26,10 @@ LAYERS = [
     ["matconv_fast._checks", "matconv_fast._ops"],
     ["matconv_fast.losses", "matconv_fast.distance", "matconv_fast.step"],
     [f"matconv_fast.solve.{name}" for name in ("status", "options", "problem", "solver", "spectrum", "convergence")],
-    [f"matconv_fast.solve.{name}" for name in ("heavy_ball", "adam", "progress", "flags", "graph", "loop", "diagnosis")],
+    [
+        f"matconv_fast.solve.{name}"
+        for name in ("heavy_ball", "adam", "progress", "flags", "graph", "loop", "diagnosis")
+    ],
     ["matconv_fast.plotting"],
     ["matconv_fast.solve"],
     ["matconv_fast._workloads"],

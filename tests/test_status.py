@@ -33,6 +33,7 @@ def test_overflow_is_divergence_too(path):
     assert "stability limit" in sol.message
 
 
+@pytest.mark.long
 def test_growth_alone_is_no_divergence(path):
     """Optimal lr and momentum on condition number 400: the loss rises by two orders before it falls."""
     generator = torch.Generator().manual_seed(0)
@@ -77,6 +78,7 @@ def test_an_overdetermined_equation_names_its_shape(path):
     assert "M is 2 x 5 (rank 2 of 5 columns)" in mcf.solve(M, torch.ones(3, 5)).message
 
 
+@pytest.mark.long
 def test_a_tolerance_under_the_dtypes_floor_stagnates(path):
     M = well_conditioned(6, dtype=torch.float32)
     sol = mcf.solve(M, rtol=1e-12)
@@ -86,6 +88,7 @@ def test_a_tolerance_under_the_dtypes_floor_stagnates(path):
     assert bool(mcf.solve(M.double(), rtol=1e-12).converged)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_slow_fall_is_not_stagnation(path, dtype):
     """Less than 1 % in 1,000 iterations: only an explicit patience stops it."""
@@ -100,6 +103,7 @@ def test_a_slow_fall_is_not_stagnation(path, dtype):
     assert "patience" in stopped.message
 
 
+@pytest.mark.long
 def test_a_slow_fall_near_rounding_is_not_stagnation_either(path):
     M = torch.diag(torch.tensor([1.0, 1 / 500]))
     X0 = torch.diag(torch.tensor([1.0, 0.95]))  # a residual of 1e-4 already
@@ -126,6 +130,7 @@ def test_the_cause_is_sought_in_the_right_problem_and_orientation(path):
     assert "changed in place since" in changed.message
 
 
+@pytest.mark.long
 def test_no_tolerance_runs_every_iteration(path):
     M = well_conditioned(4, dtype=torch.float32)
     assert int(mcf.solve(M, rtol=0.0, max_iters=4_321).iterations) == 4_321

@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--kernels", default="", metavar="REGEX", help="only those whose names have it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; default: %(default)s")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, too")
+    parser.add_argument("--thorough", action="store_true", help="every mix of sizes in the small tier")
     options = parser.parse_args()
     targets = options.targets.split(",")
     if unknown := set(targets) - set(TARGETS):
@@ -51,7 +52,7 @@ def main() -> int:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as cache:
         os.environ.setdefault("TRITON_CACHE_DIR", cache)  # a new one: else what is compiled is looked up
-        launches = [launch for target in targets for launch in record(target)]
+        launches = [launch for target in targets for launch in record(target, thorough=options.thorough)]
         launches = [launch for launch in launches if re.search(options.kernels, launch.kernel)]
         binaries = compile_all(launches, options.jobs)
     table = rows(zip(launches, binaries, strict=True))

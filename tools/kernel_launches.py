@@ -103,8 +103,8 @@ class _Driver:
 
 def advance_way(rule: str, loss: int, precision: str, batch: int, m: int, n: int, p: int, *, product: bool) -> str:
     """The tier that the dispatcher takes."""
-    alone = rule == "heavy_ball" and loss != FRO
-    return launch.advance_way(batch, m, n, p, product=product, alone=alone, dtype=PRECISIONS[precision])
+    kind = {"product": product, "coupled": loss == FRO, "heavy_ball": rule == "heavy_ball"}
+    return launch.advance_way(batch, m, n, p, **kind, dtype=PRECISIONS[precision])
 
 
 class Recorder:
@@ -150,9 +150,12 @@ class Recorder:
 
     def advance(
         self, rule: str, loss: int, precision: str, batch: int, m: int, n: int, p: int, *,
-        product: bool = True, shared: bool = True, only: str | None = None,
+        product: bool = True, shared: bool = True, kept: bool = False, only: str | None = None,
     ) -> None:  # fmt: skip
-        """Two iterates, the way that the dispatcher takes; nothing if that is not the one asked for."""
+        """Two iterates, the way that the dispatcher takes; nothing if that is not the one asked for.
+
+        ``kept``: from a residual that is there, where the way keeps one.
+        """
         dtype = self.use(precision)
         way = advance_way(rule, loss, precision, batch, m, n, p, product=product)
         if only not in (None, way):
@@ -164,7 +167,7 @@ class Recorder:
         lr, momentum = _empty(batch, dtype=state), _empty(batch, dtype=state)
         limit, taken = _empty(batch, dtype=torch.int64), _empty(batch, dtype=torch.int64)
         threshold, bail, count = (_empty(batch, dtype=torch.float64) for _ in range(3))
-        R = _empty(batch, m, p, dtype=dtype) if way in launch.KEEPS_RESIDUAL else None
+        R = _empty(batch, m, p, dtype=dtype) if kept else None
         sums = _empty(batch, 2, dtype=torch.float64)
         chunk = limit, threshold, bail, sums, taken, R, loss, launch.WAYS.index(way)
         if rule == "heavy_ball":

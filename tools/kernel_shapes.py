@@ -17,12 +17,12 @@ RULES = ("heavy_ball", "adam")
 CLASSES = (16, 32, 64, 128, 256, 512)  # of n, in the tables by rows
 
 
-def record(target: str) -> list[Launch]:
-    """What is compiled for a target."""
+def record(target: str, *, thorough: bool = False) -> list[Launch]:
+    """What is compiled for a target; ``thorough``: with every mix of sizes that the small tier takes."""
     recorder = Recorder(target)
     with recorder.recording():
         for precision in PRECISIONS:
-            _small_tier(recorder, precision)
+            _small_tier(recorder, precision, thorough)
             _row_tier(recorder, precision)
             _products(recorder, precision)
             _losses(recorder, precision)
@@ -32,16 +32,23 @@ def record(target: str) -> list[Launch]:
     return list(recorder.launches.values())
 
 
-def _small_tier(recorder: Recorder, precision: str) -> None:
-    sizes = [size for size in (16, 32, 64) if size <= tiles.small_limit(precision)]
-    if precision != "fp16":
-        for m, n, p in itertools.product(sizes, repeat=3):
-            recorder.advance("heavy_ball", MSE, precision, 64, m, n, p)
-    for size in sizes:
-        recorder.advance("adam", FRO, precision, 64, size - 3, size - 3, size - 3, shared=False)
-        recorder.step(MSE, precision, 64, size, size, size)
+# fp16 is the same code as bf16 but for the rounding: every block shape of bf16 is compiled for it, not every way.
+
+
+def _small_tier(recorder: Recorder, precision: str, thorough: bool) -> None:
+    """Cubes, and mixes of the least and the largest size."""
+    sizes = [size for size in (16, 32, 64) if size <= tiles.small_limit(precision, heavy_ball=True)]
+    high = sizes[-1]
+    for shape in itertools.product(sizes, repeat=3):
+        cube = len(set(shape)) == 1
+        if thorough or (32 not in shape if precision != "fp16" else shape == (high, high, high)) or cube or high == 32:
+            recorder.advance("heavy_ball", MSE, precision, 64, *shape)
+        if cube or thorough:
+            m, n, p = (size - 3 for size in shape)
+            recorder.advance("adam", FRO, precision, 64, m, n, p, shared=False)
+    recorder.step(MSE, precision, 64, high, high, high)
     for rule in RULES:
-        recorder.advance(rule, MSE, precision, 64, sizes[-1], sizes[-1], sizes[-1], product=False)
+        recorder.advance(rule, MSE, precision, 64, high, high, high, product=False)
 
 
 def _row_tier(recorder: Recorder, precision: str) -> None:
@@ -54,14 +61,13 @@ def _row_tier(recorder: Recorder, precision: str) -> None:
 
 def _products(recorder: Recorder, precision: str) -> None:
     """Two kernels an iteration, by large tiles and by small ones; of several problems, by pointers alone."""
-    for size in (4096, 512):
+    for size, batch in ((4096, 2), (512, 2)):
         for rule, loss in (("heavy_ball", MSE), ("adam", FRO)):
-            recorder.advance(rule, loss, precision, 1, size, size, size, only="tiled")
+            recorder.advance(rule, loss, precision, 1, size, size, size, only="tiled", kept=rule == "heavy_ball")
             if precision != "fp16":
                 recorder.advance(rule, loss, precision, 1, size - 3, size - 5, size - 7, only="tiled")
-    if precision != "fp16":
-        recorder.step(FRO, precision, 40, 512, 512, 512)
-        recorder.step(FRO, precision, 2, 512, 512, 512)
+        if precision not in ("fp16", "ieee", "fp64"):
+            recorder.step(FRO, precision, batch, size, size, size)
 
 
 def _losses(recorder: Recorder, precision: str) -> None:
@@ -69,21 +75,21 @@ def _losses(recorder: Recorder, precision: str) -> None:
     for n in CLASSES[:-1]:
         if tiles.recomputes(1, 8192, n, 4096, 2, dtype):
             recorder.products(MSE, precision, 1, 8192, n, 4096, wanted="X" if precision == "fp16" else "XM")
-        if precision != "fp16" and tiles.recomputes(1, 8191, n - 3, 4093, 2, dtype):
-            recorder.products(FRO, precision, 1, 8191, n - 3, 4093, wanted="XM", identity=True)
+        if precision != "fp16" and tiles.recomputes(1, 8191, n - 3, 4093, 1, dtype):
+            recorder.products(FRO, precision, 1, 8191, n - 3, 4093, wanted="M", identity=True)
     recorder.products(MSE, precision, 1, 4096, 4096, 4096)
     if precision != "fp16":
         recorder.products(MSE, precision, 1, 4096, 4096, 4096, wanted="XM")
         recorder.products(FRO, precision, 1, 512, 512, 512, wanted="XMY", identity=True)
-        recorder.products(FRO, precision, 1, 4093, 4091, 4089, wanted="Y")
-        recorder.products(FRO, precision, 3, 509, 507, 505, wanted="Y")
+        for size in (4096, 512):
+            recorder.products(FRO, precision, 1, size - 3, size - 5, size - 7, wanted="Y")
 
 
 def _passes(recorder: Recorder, precision: str) -> None:
     """What has no product of ours: cuBLAS makes it, or M is the identity."""
     for rule, loss in (("heavy_ball", MSE), ("adam", FRO)):
         recorder.advance(rule, loss, precision, 1, 4096, 512, 4096, only="gemm")
-        recorder.advance(rule, loss, precision, 1, 4096, 509, 509, product=False)
+        recorder.advance(rule, loss, precision, 1, 4096, 509, 509, product=False, kept=rule == "heavy_ball")
     recorder.products(MSE, precision, 3, 4096, 4096, 4096, wanted="X", product=False)
     for index in range(3):
         recorder.distance(index, precision, 1, 4096, 4096, transposed=index == 2)
@@ -172,7 +178,9 @@ def _asked(precision: str, batch: int, m: int, n: int, p: int) -> Iterator[Entry
     for rule, loss in itertools.product(RULES, (MSE, FRO)):
         way = advance_way(rule, loss, precision, batch, m, n, p, product=True)
         if way == "small":
-            yield Entry("_advance_small_kernel", precision, tiles.small(m, n, p, precision))
+            tile = tiles.small(m, n, p, precision)
+            if len({m, n, p}) == 1:  # any mix of sizes is compiled on demand
+                yield Entry("_advance_small_kernel", precision, tile)
         elif way == "rows":
             yield Entry("_advance_rows_kernel", precision, tiles.rows(batch, m, n, p, precision))
         elif way == "tiled":

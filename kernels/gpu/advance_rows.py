@@ -6,9 +6,9 @@
 X and V stay in registers, M streams through shared memory, R is never held. The programs do not wait for each other, so
 a problem whose total meets its threshold on the way goes beyond that iterate: the caller replays it.
 
-V is kept as ``V / 2^e`` and the residual is multiplied by ``c / 2^e``, in [1, 2): so it is the accumulator of the second
-product without a block for the gradient beside it, and the division and the multiplication at the ends are exact. In
-float16 it also keeps ``c R`` in range.
+V is kept as ``V / 2^e`` and the residual is multiplied by ``c / 2^e``, in [1, 2): so V is the accumulator of the second
+product, without a block for the gradient beside it, and the scaling at both ends is exact. It also keeps ``c R`` within
+the range of float16.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def _advance_rows_kernel(
 ):  # fmt: skip
     """Program b * blocks + i: rows ``[i BM, (i + 1) BM)`` of problem b, ``LIMIT[b]`` updates.
 
-    X, V ``[B, m, n]`` float32, updated in place. M ``[B or 1, n, p]``, Y ``[B or 1, m, p]`` with their rows from problem
-    to problem (0: shared), as pointers or as descriptors of blocks ``[BN, BP]`` and ``[BM, BP]`` over all rows.
+    X, V ``[B, m, n]`` float32, updated in place. M ``[B or 1, n, p]``, Y ``[B or 1, m, p]`` with their rows from one
+    problem to the next (0: shared), as pointers or as descriptors of blocks ``[BN, BP]`` and ``[BM, BP]`` over all rows.
     PARTIALS ``[B, columns, blocks]`` float64: ``||R||^2`` of these rows at each iterate. c = low * high; high = 2^e,
     inverse = 2^-e.
     """

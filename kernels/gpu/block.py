@@ -69,7 +69,7 @@ def product(a, b, accumulator, PRECISION: tl.constexpr):
 @triton.jit
 def rounded(block, DTYPE: tl.constexpr):
     """To DTYPE, to nearest even."""
-    if INTERPRETED and DTYPE == tl.bfloat16:  # the interpreter truncates
+    if INTERPRETED and tl.bfloat16 == DTYPE:  # the interpreter truncates
         bits = block.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         block = tl.where(block == block, bits.to(tl.float32, bitcast=True), block)
@@ -108,11 +108,7 @@ def column_part(block, index: tl.constexpr, PARTS: tl.constexpr):
 @triton.jit
 def gradient_scale(elements, FRO: tl.constexpr, total):
     """The factor c in ``gradient = c R M^T``, in float64: 2 / elements, or ``1 / ||R||`` (0 at 0) under fro."""
-    if FRO:
-        scale = tl.where(total > 0, 1.0 / tl.sqrt(total), 0.0)
-    else:
-        scale = 2.0 / elements.to(tl.float64)
-    return scale
+    return tl.where(total > 0, 1.0 / tl.sqrt(total), 0.0) if FRO else 2.0 / elements.to(tl.float64)
 
 
 _DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
@@ -124,7 +120,7 @@ def dtype_of(dtype: torch.dtype) -> tl.dtype:
 
 
 def descriptor(t: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """Of all rows ``[*, columns]`` of a contiguous tensor, for blocks of ``[rows, columns]``; beyond the last are zeros."""
+    """Of all rows of a contiguous tensor, for blocks of ``[rows, columns]``; beyond the last row are zeros."""
     flat = t.view(-1, t.shape[-1])
     return TensorDescriptor(flat, list(flat.shape), list(flat.stride()), [rows, columns])
 

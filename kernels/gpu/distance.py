@@ -36,8 +36,5 @@ def _distance_kernel(
             running = tl.maximum(running, tl.abs(difference), propagate_nan=tl.PropagateNan.ALL)
         else:
             running += tl.abs(difference).to(tl.float64)
-    if ORD == "max":
-        total = max_with_nan(tl.reshape(running, (BM * BN,))).to(tl.float64)
-    else:
-        total = tl.sum(running)
+    total = max_with_nan(tl.reshape(running, (BM * BN,))).to(tl.float64) if ORD == "max" else tl.sum(running)
     tl.store(PARTIALS + program, total)

@@ -57,7 +57,8 @@ def launch_row_gradient(X: Tensor, M: Tensor, Y: Tensor | None, G: Tensor) -> Te
     batch, m, n = X.shape
     p = M.shape[2]
     precision = tiles.precision(M.dtype)
-    tile = tiles.gradient(n, precision)
+    tile = tiles.gradient(m, n, p, precision)
+    assert tile is not None  # as `tiles.recomputes` has found
     blocks = triton.cdiv(m, tile.BM)
     partials = X.new_empty((batch, blocks), dtype=torch.float64)
     _row_gradient_kernel[batch * blocks,](

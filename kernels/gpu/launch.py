@@ -19,7 +19,11 @@ from .advance_rows import _advance_rows_kernel
 from .advance_small import _advance_small_kernel
 from .block import can_describe, descriptor, dtype_of
 from .reduce import (
-    _finish_chunk_kernel, _finish_iterate_kernel, _finish_rows_kernel, _start_kernel, launch_finish_norm,
+    _finish_chunk_kernel,
+    _finish_iterate_kernel,
+    _finish_rows_kernel,
+    _start_kernel,
+    launch_finish_norm,
 )  # fmt: skip
 from .residual import launch_residual
 from .step import Solver, launch_step
@@ -35,20 +39,22 @@ KEEPS_RESIDUAL = ("tiled", "gemm")
 MANY_LAUNCHES = ("tiled", "gemm")  # in every iteration: a CUDA graph of them takes the host's time out
 
 
-def advance_way(batch: int, m: int, n: int, p: int, *, product: bool, alone: bool, dtype: torch.dtype) -> str:
+def advance_way(
+    batch: int, m: int, n: int, p: int, *, product: bool, coupled: bool, heavy_ball: bool, dtype: torch.dtype
+) -> str:
     """The tier that problems of a kind take.
 
     * ``"small"``: a program a problem, all of it on chip.
-    * ``"rows"``: a program a block of rows, which must not depend on each other, and of the heavy ball (``alone``).
+    * ``"rows"``: a program a block of rows, which must not be ``coupled`` by the loss, for the heavy ball.
     * ``"tiled"``: two kernels an iteration, products with what follows them fused.
     * ``"gemm"``: cuBLAS and a pass after each product. That is the faster one where our products run at a fraction of
       its rate, on the units of float32 and float64 rather than on tensor cores, and the passes take little beside them;
       and where ``p`` is so far above ``m n`` that only a product split along p fills the GPU.
     """
     precision = tiles.precision(dtype)
-    if max(m, n, p) <= tiles.small_limit(precision):
+    if max(m, n, p) <= tiles.small_limit(precision, heavy_ball=heavy_ball):
         return "small"
-    if product and alone and tiles.rows(batch, m, n, p, precision) is not None:
+    if product and heavy_ball and not coupled and tiles.rows(batch, m, n, p, precision) is not None:
         return "rows"
     if not product or precision in ("ieee", "fp64"):
         return "gemm"
@@ -125,13 +131,13 @@ def _step_constants(
 def launch_heavy_ball_step_(
     X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor, lr: float, momentum: float, loss: int
 ) -> Tensor:
-    """``matconv_fast::heavy_ball_step_`` on ``X, V [B, m, n]``: an `advance` of one update that does not look after it."""
+    """``matconv_fast::heavy_ball_step_`` on ``[B, m, n]``: an `advance` of one update that does not look after it."""
     batch, m, n = X.shape
     p = Y.shape[2]
     rate, decay, limit, threshold, bail = _step_constants(lr, momentum, batch, X.dtype, X.device)
     sums = X.new_empty((batch, 2), dtype=torch.float64)
     chunk = Chunk(limit, threshold, bail, sums, torch.empty_like(limit), None, loss)
-    way = advance_way(batch, m, n, p, product=M is not None, alone=False, dtype=Y.dtype)
+    way = advance_way(batch, m, n, p, product=M is not None, coupled=True, heavy_ball=True, dtype=Y.dtype)
     _advance(Solver("heavy_ball", X, V, V, sums, rate, decay), M, Y, chunk, way, last=False)
     before = X.new_empty(batch)
     launch_finish_norm(
@@ -140,14 +146,13 @@ def launch_heavy_ball_step_(
     return before
 
 
-def _advance(
-    solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, way: str, *, last: bool = True
-) -> None:
+def _advance(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, way: str, *, last: bool = True) -> None:
     """``last``: whether the iterate that a problem ends at is looked at."""
     if way == "small":
         _advance_small(solver, M, Y, chunk, last=last)
     elif way == "rows":
-        assert M is not None and solver.rule == "heavy_ball" and chunk.loss != FRO
+        assert M is not None
+        assert (solver.rule, chunk.loss == FRO) == ("heavy_ball", False)
         _advance_rows(solver, M, Y, chunk)
     else:
         _advance_products(solver, M, Y, chunk, fused=way == "tiled", last=last)
@@ -157,7 +162,7 @@ def _advance_small(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, *,
     batch, m, n = solver.X.shape
     p = Y.shape[2]
     precision = tiles.precision(Y.dtype)
-    tile = tiles.small(m, n, p, precision)
+    tile = tiles.small(m, n, p)
     _advance_small_kernel[batch,](
         solver.X, solver.first, solver.second, solver.count, Y if M is None else M, Y, solver.lr, solver.hyper,
         chunk.limit, chunk.threshold, chunk.bail, chunk.sums, chunk.taken,
@@ -196,20 +201,18 @@ def _advance_rows(solver: Solver, M: Tensor, Y: Tensor, chunk: Chunk) -> None:
     )  # fmt: skip
 
 
-def _advance_products(
-    solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, *, fused: bool, last: bool
-) -> None:
+def _advance_products(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, *, fused: bool, last: bool) -> None:
     """Iterate by iterate: residual, what its norm decides, step. ``fused``: our kernels make the products."""
     X = solver.X
     batch, m, n = X.shape
     p = Y.shape[2]
-    low_precision = Y.dtype != X.dtype
+    low_precision = M is not None and Y.dtype != X.dtype
     operand = X.to(Y.dtype) if low_precision else X  # what products read; the step keeps it up to date
-    R = X.new_empty((batch, m, p), dtype=Y.dtype) if chunk.R is None else chunk.R
+    R = X.new_empty((batch, m, p), dtype=X.dtype if M is None else Y.dtype) if chunk.R is None else chunk.R
     gradient = R if M is None else None
     products = None if fused or M is None else X.new_empty(batch * m * max(n, p))
-    residual_tile = tiles.residual(batch, m, n, p, Y.dtype) if fused else tiles.elementwise(m, p)
-    step_tile = tiles.step(batch, m, n, p, Y.dtype, solver.rule) if fused else tiles.elementwise(m, n)
+    residual_tile = tiles.residual(batch, m, n, p, Y.dtype) if fused else tiles.elementwise(p)
+    step_tile = tiles.step(batch, m, n, p, Y.dtype, solver.rule) if fused else tiles.elementwise(n)
     partials = X.new_empty((batch, residual_tile.count(m, p)), dtype=torch.float64)
     active = torch.empty(batch, dtype=torch.int32, device=X.device)
     _start_kernel[triton.cdiv(batch, 256),](chunk.limit, active, chunk.taken, batch, BLOCK=256)
@@ -221,8 +224,9 @@ def _advance_products(
             multiply(operand, M, out=source)
         kept = j == 0 and chunk.R is not None
         launch_residual(
-            source, M if fused else None, Y, R, partials, residual_tile, active=active, known=chunk.sums if kept else None
-        )
+            source, M if fused else None, Y, R, partials, residual_tile,
+            active=active, known=chunk.sums if kept else None,
+        )  # fmt: skip
         _finish_iterate_kernel[batch,](
             partials, chunk.limit, chunk.threshold, chunk.bail, solver.count, active, chunk.taken, chunk.sums,
             partials.shape[1], chunk.columns, j, KEPT=kept, COUNTS=solver.rule == "adam",

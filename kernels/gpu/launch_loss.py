@@ -55,7 +55,7 @@ def _residual(X: Tensor, M: Tensor | None, Y: Tensor | None, R: Tensor | None) -
     """Partial sums of squares ``[B, tiles]``; R is filled where there is one."""
     batch, m, n = X.shape
     p = n if M is None else M.shape[2]
-    tile = tiles.elementwise(m, p) if M is None else tiles.residual(batch, m, n, p, X.dtype)
+    tile = tiles.elementwise(p) if M is None else tiles.residual(batch, m, n, p, X.dtype)
     partials = X.new_empty((batch, tile.count(m, p)), dtype=torch.float64)
     launch_residual(X, M, Y, R, partials, tile)
     return partials
@@ -75,7 +75,7 @@ def _recomputed(X: Tensor, M: Tensor, Y: Tensor | None, R_Mt: Tensor | None, Xt_
 
 def _held_in_pieces(X: Tensor, M: Tensor, Y: Tensor | None, R_Mt: Tensor | None, Xt_R: Tensor | None) -> Tensor:
     """Some rows of R at a time are held, in the dtype of the products that are made of them."""
-    batch, m, n = X.shape
+    batch, m, _ = X.shape
     p = M.shape[2]
     most = max(128, PIECE // (p * X.element_size()) // 128 * 128)
     partials = []
@@ -99,15 +99,15 @@ def _held_in_pieces(X: Tensor, M: Tensor, Y: Tensor | None, R_Mt: Tensor | None,
 def launch_distance(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002 - torch.linalg's own name
     """``||A - B||`` of ``[B, m, n]``, any strides; ``ord`` indexes ``("fro", "max", 1)``."""
     batch, m, n = A.shape
-    tile = tiles.elementwise(m, n)
-    across = triton.cdiv(n, tiles.SPAN)
+    tile = tiles.distance(n)
+    across = triton.cdiv(n, tile.SPAN)
     blocks = triton.cdiv(m, tile.BM) * across
     partials = A.new_empty((batch, blocks), dtype=torch.float64)
     how = ("fro", "max", "1")[ord]
     state = tiles.state_dtype(A.dtype)
     _distance_kernel[batch * blocks,](
         A, B, partials, m, n, *A.stride(), *B.stride(), across, blocks,
-        BM=tile.BM, BN=tile.BN, SPAN=tiles.SPAN, ORD=how, T=dtype_of(state), num_warps=tile.warps,
+        BM=tile.BM, BN=tile.BN, SPAN=tile.SPAN, ORD=how, T=dtype_of(state), num_warps=tile.warps,
     )  # fmt: skip
     out = A.new_empty(batch, dtype=state)
     launch_finish_norm(partials, out, elements=1, how={"fro": "root", "max": "max", "1": "sum"}[how])

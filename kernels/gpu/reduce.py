@@ -28,7 +28,7 @@ def sum_of_partials(PARTIALS, count, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["elements"])
 def _finish_norm_kernel(PARTIALS, OUT, count, stride, elements, HOW: tl.constexpr, BLOCK: tl.constexpr):
-    """``OUT[b]``: the sum of the partials of problem b over `elements`, with HOW "root" its root; or with "max" the largest.
+    """``OUT[b]``: the sum of the partials of problem b over `elements`, its root (HOW "root"), or the largest ("max").
 
     PARTIALS ``[B, count]``, `stride` from problem to problem.
     """
@@ -109,8 +109,8 @@ def _finish_rows_kernel(PARTIALS, LIMIT, SUMS, TAKEN, blocks, columns, BLOCK: tl
 @triton.jit(do_not_specialize=["columns"])
 def _finish_chunk_kernel(
     SUMS, TAKEN, THRESHOLD, Y_SQUARES, BAIL, LAST, BEST, UPDATES, STATUS, AGAIN, COUNTS, columns,
-    BAIL_FACTOR: tl.constexpr, RUNNING: tl.constexpr, CONVERGED: tl.constexpr, DIVERGED: tl.constexpr, NONFINITE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BAIL_FACTOR: tl.constexpr, RUNNING: tl.constexpr, CONVERGED: tl.constexpr, DIVERGED: tl.constexpr,
+    NONFINITE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program b judges problem b, as the reference's ``finish_chunk``. SUMS ``[B, columns]``.
 

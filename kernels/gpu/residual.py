@@ -11,7 +11,16 @@ from torch import Tensor
 
 from . import tiles
 from .block import (
-    can_describe, column_part, descriptor, dtype_of, identity_block, load_block, product, rounded, store_block, sum_of_squares,
+    can_describe,
+    column_part,
+    descriptor,
+    dtype_of,
+    identity_block,
+    load_block,
+    product,
+    rounded,
+    store_block,
+    sum_of_squares,
 )  # fmt: skip
 from .tiles import ProductTile
 
@@ -35,8 +44,8 @@ def _residual_kernel(
 ):  # fmt: skip
     """Programs share the tiles of all problems, one after another.
 
-    X ``[batch, m, n]`` (``PRODUCT`` false: what R is to be but for Y, ``[batch, m, p]``, n = p), M ``[batch or 1, n, p]``,
-    Y ``[batch or 1, m, p]`` (``HAS_Y`` false: the identity), with their rows from problem to problem (0: shared).
+    X ``[batch, m, n]`` (``PRODUCT`` false: what R is to be but for Y, and n = p), M ``[batch or 1, n, p]``, Y ``[batch
+    or 1, m, p]`` (``HAS_Y`` false: the identity), with their rows from problem to problem (0: shared).
     R ``[batch, m, p]``, written with HOLD. PARTIALS ``[batch, tiles]`` float64.
     GUARDED: problems with ``ACTIVE[b] == 0`` are left alone. SKIP_KNOWN: so are those with a number in
     ``KNOWN[b * known_stride]``, whose R is there already.
@@ -102,10 +111,11 @@ def launch_residual(
     programs = tile.programs(batch, m, p)
     _residual_kernel[programs,](
         source, factor, unused if Y is None else Y, unused if R is None else R, partials,
-        unused if active is None else active, unused if known is None else known, 0 if known is None else known.shape[1],
+        unused if active is None else active, unused if known is None else known,
+        0 if known is None else known.shape[1],
         m, n, p, 0 if M is None or M.shape[0] == 1 else n, 0 if Y is None or Y.shape[0] == 1 else m, batch, programs,
-        BM=tile.BM, BN=tile.BN, BK=tile.BK, PARTS=tile.parts, GROUP=tile.group, PRODUCT=M is not None, HAS_Y=Y is not None,
-        HOLD=R is not None, GUARDED=active is not None, SKIP_KNOWN=known is not None,
+        BM=tile.BM, BN=tile.BN, BK=tile.BK, PARTS=tile.parts, GROUP=tile.group, PRODUCT=M is not None,
+        HAS_Y=Y is not None, HOLD=R is not None, GUARDED=active is not None, SKIP_KNOWN=known is not None,
         DESCRIPTOR=described, T=dtype_of(tiles.state_dtype(X.dtype)),
         PRECISION=tile.dot_precision, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -82,17 +82,23 @@ class SmallTile:
     warps: int
 
 
-def small_limit(precision: str) -> int:
-    """Largest m, n and p of the small tier."""
-    return 32 if precision == "fp64" else 64
+def small_limit(precision: str, *, heavy_ball: bool) -> int:
+    """Largest m, n and p of the small tier: what it can hold without spilling, with the buffers of the solver."""
+    if precision == "fp64":
+        return 16  # 32 square spills 224 bytes in 8 warps, and in 4
+    return 64 if heavy_ball else 32  # Adam's second buffer at 64 square: 80 to 1,136 bytes in 8 warps and in 16
 
 
-def small(m: int, n: int, p: int, precision: str) -> SmallTile:
-    """Warps by area, so that a thread holds some 16 to 32 elements of X and as many of each buffer."""
+def small(m: int, n: int, p: int) -> SmallTile:
+    """Up to 32 square with M on chip; beyond, it does not fit beside X: so kept, 64 x 64 x 32 spills 280 bytes.
+
+    8 elements of X a thread. 16 warps above 32 square: 8 of them spill 24 to 32 bytes at 32 x 32 x 64.
+    """
     BM, BN, BP = padded(m), padded(n), padded(p)
     area = max(BM * BN, BM * BP, BN * BP)
-    warps = {256: 1, 512: 2, 1024: 4}.get(area, 8)
-    return SmallTile(BM, BN, BP, min(BP, 32) if area > 1024 else BP, warps)
+    if area <= 1024:
+        return SmallTile(BM, BN, BP, TILE=BP, warps=area // 256)
+    return SmallTile(BM, BN, BP, TILE=min(max(16, BP // 2), 32), warps=16)
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,23 @@ _ROWS = {
     ("ieee", 128): RowTile(64, 128, 16, 8),  # 210 / 178 / 150 / 166; BP 32 spills 32 bytes on sm_80
     ("ieee", 256): RowTile(32, 256, 16, 8),  # 222 / 214 / 192 / 240
 }
+# Where n or p is no multiple of 16: elements are loaded one by one then, through registers. The most on the four.
+_ROWS_RAGGED = {
+    ("half", 16): RowTile(64, 16, 32, 4),  # 227; BP 64 spills 72 bytes
+    ("half", 32): RowTile(64, 32, 32, 4),  # 251
+    ("half", 64): RowTile(64, 64, 32, 8),  # 255
+    ("half", 128): RowTile(64, 128, 16, 8),  # 255; BP 64 spills 112 bytes
+    ("half", 256): RowTile(16, 256, 32, 8, swap=True),  # 255; 32 rows spill 216 bytes on sm_80
+    ("tf32", 16): RowTile(64, 16, 32, 4),  # 254
+    ("tf32", 32): RowTile(64, 32, 32, 4),  # 255; BP 64 spills 224 bytes
+    ("tf32", 64): RowTile(64, 64, 16, 8),  # 255
+    ("tf32", 128): RowTile(64, 128, 16, 8),  # 255
+    ("ieee", 16): RowTile(32, 16, 16, 4),  # 152; 2 warps spill 16 bytes
+    ("ieee", 32): RowTile(64, 32, 16, 4),  # 255
+    ("ieee", 64): RowTile(64, 64, 16, 8),  # 208
+    ("ieee", 128): RowTile(64, 128, 16, 8),  # 255
+    ("ieee", 256): RowTile(16, 256, 16, 8),  # 255
+}
 # Where the copy engine loads them, without registers for pointers. Registers on sm_90 / sm_100.
 _ROWS_BY_DESCRIPTOR = {
     ("half", 64): RowTile(128, 64, 64, 8, descriptor=True),  # 232 / 159
@@ -141,6 +164,12 @@ _ROWS_GFX942 = {
     ("tf32", 128): RowTile(64, 128, 16, 8),  # 166; BP 32 spills 200 bytes
 }
 
+
+def _is_ragged(*sizes: int) -> bool:
+    """Whether rows of one of these lengths are loaded element by element."""
+    return any(size % 16 for size in sizes)
+
+
 # Fewer programs than this leave most of a GPU idle through every iteration; products then spread better.
 LEAST_PROGRAMS = 16
 
@@ -151,27 +180,27 @@ def rows(batch: int, m: int, n: int, p: int, precision: str) -> RowTile | None:
     key = kind, padded(n)
     tile = _ROWS.get(key)
     here = target()
-    if here.backend == "hip":
+    if _is_ragged(n, p):
+        tile = _ROWS_RAGGED.get(key)
+    elif here.backend == "hip":
         tile = _ROWS_GFX942.get(key, tile)
     elif here.has_descriptors:
         faster = _ROWS_BY_DESCRIPTOR.get(key)
-        if faster is not None and _fits(batch, m, n, p, faster, precision):
+        if faster is not None and _fits(batch, m, n, faster):
             tile = faster
     if tile is None or (batch * triton.cdiv(m, tile.BM) < LEAST_PROGRAMS and p > 2 * n):
         return None
     return tile
 
 
-def _fits(batch: int, m: int, n: int, p: int, tile: RowTile, precision: str) -> bool:
+def _fits(batch: int, m: int, n: int, tile: RowTile) -> bool:
     """Whether blocks of M and Y, over the rows of all problems, never reach into another problem."""
-    aligned = p * ITEMSIZE[precision] % 16 == 0
-    return aligned and n == tile.BN and (batch == 1 or m % tile.BM == 0)
+    return n == tile.BN and (batch == 1 or m % tile.BM == 0)
 
 
 @dataclass(frozen=True)
 class ProductTile:
-    """A block [BM, BN] of a result, its product taken BK at a time (0: none is made), and in how many column parts what
-    follows the product is done."""
+    """A block [BM, BN] of a result, of a product BK at a time (0: none is made). What follows takes column parts."""
 
     BM: int
     BN: int
@@ -196,14 +225,26 @@ class ProductTile:
         return min(tiles, target().multiprocessors * max(1, 8 // self.warps))
 
 
-# Columns that one program of a distance reads.
-SPAN = 1024
+@dataclass(frozen=True)
+class DistanceTile:
+    """Blocks of [BM, BN] one after another, over SPAN columns."""
+
+    BM: int
+    BN: int
+    SPAN: int = 1024
+    warps: int = 4
 
 
-def elementwise(rows: int, columns: int) -> ProductTile:
-    """For a pass without a product: 4,096 elements, in rows as long as there are up to 512."""
+def distance(columns: int) -> DistanceTile:
+    """4,096 elements at a time, in rows as long as there are up to 512."""
     BN = min(512, padded(columns))
-    return ProductTile(4096 // BN, BN, 0, 4)
+    return DistanceTile(4096 // BN, BN)
+
+
+def elementwise(columns: int) -> ProductTile:
+    """For a pass without a product: 8 elements a thread, in rows as long as there are up to 512."""
+    BN = min(512, padded(columns))
+    return ProductTile(2048 // BN, BN, 0, 8)
 
 
 # Products with what follows them fused, by class of precision. Registers of the residual, of the heavy ball's and of
@@ -215,12 +256,13 @@ _LARGE = {
     "ieee": ProductTile(128, 128, 16, 8, stages=2, parts=2),  # 255
     "fp64": ProductTile(64, 64, 16, 8, stages=2),  # 172
 }
-# For results that large tiles would not fill the GPU with.
+# For results that large tiles would not fill the GPU with, and for ragged ones: 8 warps, not 4, so that elements loaded
+# one by one do not spill.
 _SMALL = {
-    "half": ProductTile(64, 64, 64, 4),  # 190, 239, 255
-    "tf32": ProductTile(64, 64, 32, 4),
-    "ieee": ProductTile(64, 64, 16, 4, stages=2),  # 176
-    "fp64": ProductTile(32, 32, 16, 4, stages=2),  # 144
+    "half": ProductTile(64, 64, 64, 8, parts=2),  # 252, 208, 254
+    "tf32": ProductTile(64, 64, 32, 8, parts=2),  # 254, 190, 192
+    "ieee": ProductTile(64, 64, 16, 8, stages=2),
+    "fp64": ProductTile(32, 32, 16, 8, stages=2),
 }
 # On sm_90, loaded by the copy engine, what the tensor cores are busiest with: 232 and 255 registers for the residual
 # and the heavy ball's step. Adam's spills 400 bytes there, and sm_100 296.
@@ -228,16 +270,18 @@ _WIDE = ProductTile(128, 256, 64, 8, parts=4, descriptor=True)
 
 
 def _product(batch: int, rows: int, columns: int, inner: int, precision: str, wide: bool) -> ProductTile:
-    """``inner``: columns of the first factor. A product of several problems loads through pointers: a descriptor is of
-    one matrix of all their rows, and its blocks would reach from one problem into the next."""
+    """``inner`` and ``columns``: lengths of the rows that are loaded.
+
+    A product of several problems loads through pointers: a descriptor is of one matrix of all their rows, and its
+    blocks would reach from one problem into the next.
+    """
     kind = "half" if precision in ("bf16", "fp16") else precision
     here = target()
     tile = _LARGE[kind]
-    if batch * tile.count(rows, columns) < here.multiprocessors:
+    ragged = _is_ragged(inner, columns)
+    if ragged or batch * tile.count(rows, columns) < here.multiprocessors:
         tile = _SMALL[kind]
-    # 16 bytes are what the rows of a descriptor are counted in; it is the inner size of both factors or the outer one
-    aligned = all(size * ITEMSIZE[precision] % 16 == 0 for size in (inner, columns))
-    if kind in ("half", "tf32") and here.has_descriptors and batch == 1 and aligned:
+    if kind in ("half", "tf32") and here.has_descriptors and batch == 1 and not ragged:
         tile = replace(tile, descriptor=True)
         if kind == "half" and wide and here.arch == 90 and tile.BM == 128:
             tile = _WIDE
@@ -256,29 +300,32 @@ def step(batch: int, m: int, n: int, p: int, dtype: torch.dtype, rule: str) -> P
     return _product(batch, m, n, p, precision(dtype), wide=rule == "heavy_ball")
 
 
-# By class of precision and BN, for the gradient without R.
+# By class of precision and BN, for the gradient without R: whole and ragged, straight and transposed. The most registers
+# on the four.
 _GRADIENT = {
-    ("half", 16): RowTile(64, 16, 64, 4),
-    ("half", 32): RowTile(64, 32, 64, 4),
-    ("half", 64): RowTile(64, 64, 64, 4),
-    ("half", 128): RowTile(64, 128, 64, 4),
-    ("half", 256): RowTile(64, 256, 64, 8),
+    ("half", 16): RowTile(64, 16, 32, 4),  # 152
+    ("half", 32): RowTile(64, 32, 32, 4),  # 209
+    ("half", 64): RowTile(64, 64, 32, 4),  # 244
+    ("half", 128): RowTile(64, 128, 32, 8),  # 242
+    ("half", 256): RowTile(64, 256, 32, 8),  # 255, and where it is ragged 160 bytes spilled
     ("tf32", 16): RowTile(64, 16, 32, 4),
     ("tf32", 32): RowTile(64, 32, 32, 4),
-    ("tf32", 64): RowTile(64, 64, 32, 4),
-    ("tf32", 128): RowTile(64, 128, 32, 8),
-    ("ieee", 16): RowTile(64, 16, 32, 4),
-    ("ieee", 32): RowTile(64, 32, 32, 4),
-    ("ieee", 64): RowTile(64, 64, 32, 8),
+    ("tf32", 64): RowTile(64, 64, 32, 4),  # 254
+    ("tf32", 128): RowTile(64, 128, 16, 8),  # 233
+    ("ieee", 16): RowTile(64, 16, 16, 4),  # 118
+    ("ieee", 32): RowTile(64, 32, 16, 4),  # 128
+    ("ieee", 64): RowTile(64, 64, 16, 8),
     ("ieee", 128): RowTile(64, 128, 16, 8),
     ("ieee", 256): RowTile(32, 256, 16, 8),
 }
 
 
-def gradient(n: int, precision: str) -> RowTile | None:
+def gradient(m: int, n: int, p: int, precision: str) -> RowTile | None:
     """For ``(X M - Y) M^T`` in one pass; None where a row of the result does not fit in registers."""
-    kind = "half" if precision in ("bf16", "fp16") else precision
-    return _GRADIENT.get((kind, padded(n)))
+    key = "half" if precision in ("bf16", "fp16") else precision, padded(n)
+    if key == ("half", 256) and _is_ragged(m, n, p):
+        return None
+    return _GRADIENT.get(key)
 
 
 # Operations that a GPU does in the time in which it moves a byte (H100: 800, 400, 60 and 60 TFLOP/s, 3 TB/s).
@@ -292,7 +339,7 @@ def recomputes(batch: int, m: int, n: int, p: int, wanted: int, dtype: torch.dty
     gradient, and is written once and read for each.
     """
     kind = precision(dtype)
-    tile = gradient(n, kind)
+    tile = gradient(m, n, p, kind)
     if tile is None or batch * triton.cdiv(min(m, p), tile.BM) < LEAST_PROGRAMS:
         return False
     return 4 * n * wanted <= (2 * n + ITEMSIZE[kind] * BALANCE[kind]) * (1 + wanted)

@@ -43,7 +43,7 @@ def load_triton() -> str | None:
 @functools.cache
 def gpu() -> ModuleType:
     """The launchers of the Triton kernels. Imported only where they run: Triton takes half a second."""
-    from ..kernels.gpu import launch  # noqa: PLC0415
+    from ..kernels.gpu import launch
 
     return launch
 
@@ -51,7 +51,7 @@ def gpu() -> ModuleType:
 @functools.cache
 def gpu_losses() -> ModuleType:
     """As `gpu`, of the losses and distances."""
-    from ..kernels.gpu import launch_loss  # noqa: PLC0415
+    from ..kernels.gpu import launch_loss
 
     return launch_loss
 
@@ -215,7 +215,7 @@ def advance_way(
         return None
     else:
         launch = gpu()
-        name = launch.advance_way(*sizes, product=product, alone=heavy_ball and not coupled, dtype=dtype)
+        name = launch.advance_way(*sizes, product=product, coupled=coupled, heavy_ball=heavy_ball, dtype=dtype)
     code = launch.WAYS.index(name)
     captures = device.type == "cuda" and name in launch.MANY_LAUNCHES
     return Way(kind, name, code, name in launch.STOPS_EXACTLY, name in launch.KEEPS_RESIDUAL, captures)

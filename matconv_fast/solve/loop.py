@@ -114,7 +114,8 @@ class _Run:
         replays = options.limit and not self.prepared.exact
         self.snapshot = [torch.empty_like(t) for t in self.state] if replays else []
         keeps = self.prepared.keeps_residual
-        self.R = problem.Y.new_empty(batch, problem.m, problem.p) if keeps else None
+        held = problem.dtype if problem.M is None else problem.Y.dtype  # what it is multiplied in
+        self.R = problem.Y.new_empty((batch, problem.m, problem.p), dtype=held) if keeps else None
         Y_norm = problem.Y_norm()
         self.threshold = convergence.threshold(problem, convergence.tolerance(problem, options, Y_norm))
         self.Y_squares = Y_norm.square()
