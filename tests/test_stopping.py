@@ -22,7 +22,7 @@ def small(n=6, dtype=torch.float64):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("n", [3, 6, 40])
+@pytest.mark.parametrize("n", [3, 6, pytest.param(40, marks=pytest.mark.long)])
 def test_any_check_every_gives_the_same_bits(path, solver, dtype, n):
     M, X0 = small(n, dtype)
     options = {"solver": SOLVERS[solver], "rtol": 0.3, "max_iters": 2_000}

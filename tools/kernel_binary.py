@@ -33,7 +33,7 @@ _MATRIX = {
 class Binary:
     """What became of a launch.
 
-    ``stack``: bytes of it a thread. ``spills``: how many instructions move registers there and back (cuda), or registers
+    ``stack``: bytes of it a thread. ``spills``: instructions that move registers there and back (cuda), or registers
     that are moved (hip). ``matrix``: kinds of matrix instructions. ``error``: why there is no binary.
     """
 

@@ -28,7 +28,7 @@ def _package(name: str, folder: Path) -> None:
     sys.modules[name] = package
 
 
-# The kernels of this source tree, whatever is installed: kernels/ is matconv_fast.kernels, and imports nothing above it.
+# Those of this source tree, whatever is installed. matconv_fast itself does not run: kernels import nothing above them.
 _package("matconv_fast", ROOT / "matconv_fast")
 _package("matconv_fast.kernels", ROOT / "kernels")
 
@@ -126,14 +126,18 @@ class Recorder:
                 (name, key), Launch(self.target, kernel.__module__, name, self.precision, signature, *values)
             )
 
-        before = triton.runtime.driver._active
         here = tile_target(self.target)
+
+        def current() -> tiles.Target:
+            return here
+
+        before = triton.runtime.driver._active
         fp32_precision = torch.backends.cuda.matmul.fp32_precision
         triton.runtime.driver.set_active(_Driver(self.target))
         try:
             with (
                 mock.patch.object(triton.runtime.jit.JITFunction, "_do_compile", keep),
-                mock.patch.object(tiles, "target", lambda: here),
+                mock.patch.object(tiles, "target", current),
                 mock.patch.object(launch, "multiply"),  # by cuBLAS
                 mock.patch.object(launch_loss, "multiply"),
             ):

@@ -14,6 +14,7 @@ from kernel_launches import FRO, MSE, PRECISIONS, Launch, Recorder, advance_way,
 from matconv_fast.kernels import gpu
 
 RULES = ("heavy_ball", "adam")
+SOLVES = (("heavy_ball", MSE), ("adam", FRO))
 CLASSES = (16, 32, 64, 128, 256, 512)  # of n, in the tables by rows
 
 
@@ -41,33 +42,41 @@ def _small_tier(recorder: Recorder, precision: str, thorough: bool) -> None:
     high = sizes[-1]
     for shape in itertools.product(sizes, repeat=3):
         cube = len(set(shape)) == 1
-        if thorough or (32 not in shape if precision != "fp16" else shape == (high, high, high)) or cube or high == 32:
+        if not thorough and precision == "fp16" and shape != (high, high, high):
+            continue
+        if thorough or cube or 32 not in shape:
             recorder.advance("heavy_ball", MSE, precision, 64, *shape)
-        if cube or thorough:
+        if thorough or cube:
             m, n, p = (size - 3 for size in shape)
-            recorder.advance("adam", FRO, precision, 64, m, n, p, shared=False)
-    recorder.step(MSE, precision, 64, high, high, high)
-    for rule in RULES:
-        recorder.advance(rule, MSE, precision, 64, high, high, high, product=False)
+            recorder.advance("adam", FRO, precision, 64, m, n, p, shared=False, only="small")
+    if precision != "fp16":
+        recorder.step(MSE, precision, 64, high, high, high)
+        for rule in RULES:
+            recorder.advance(rule, MSE, precision, 64, high, high, high, product=False, only="small")
 
 
 def _row_tier(recorder: Recorder, precision: str) -> None:
-    """With n that fills its class and without: whole vectors are loaded in the one, single elements in the other."""
+    """Rows of whole vectors, which descriptors take where n fills its class too, and rows of single elements."""
     for n in CLASSES:
         recorder.advance("heavy_ball", MSE, precision, 1, 8192, n, 1024, only="rows")
         if precision != "fp16":
             recorder.advance("heavy_ball", MSE, precision, 3, 8191, n - 3, 1021, shared=False, only="rows")
+            if tiles.target().has_descriptors and n > 32:
+                recorder.advance("heavy_ball", MSE, precision, 1, 8192, n - 16, 1024, only="rows")
 
 
 def _products(recorder: Recorder, precision: str) -> None:
     """Two kernels an iteration, by large tiles and by small ones; of several problems, by pointers alone."""
-    for size, batch in ((4096, 2), (512, 2)):
-        for rule, loss in (("heavy_ball", MSE), ("adam", FRO)):
-            recorder.advance(rule, loss, precision, 1, size, size, size, only="tiled", kept=rule == "heavy_ball")
-            if precision != "fp16":
-                recorder.advance(rule, loss, precision, 1, size - 3, size - 5, size - 7, only="tiled")
-        if precision not in ("fp16", "ieee", "fp64"):
-            recorder.step(FRO, precision, batch, size, size, size)
+    for size in (4096, 512):
+        recorder.advance("heavy_ball", MSE, precision, 1, size, size, size, only="tiled", kept=True)
+        if precision != "fp16":
+            recorder.advance("adam", FRO, precision, 1, size, size, size, only="tiled")
+        if precision != "fp16" and tiles.target().has_descriptors:
+            for rule, loss in SOLVES:
+                recorder.advance(rule, loss, precision, 2, size, size, size, only="tiled")
+    if precision != "fp16":
+        for rule, loss in SOLVES:
+            recorder.advance(rule, loss, precision, 1, 509, 507, 505, only="tiled")
 
 
 def _losses(recorder: Recorder, precision: str) -> None:
@@ -81,15 +90,16 @@ def _losses(recorder: Recorder, precision: str) -> None:
     if precision != "fp16":
         recorder.products(MSE, precision, 1, 4096, 4096, 4096, wanted="XM")
         recorder.products(FRO, precision, 1, 512, 512, 512, wanted="XMY", identity=True)
-        for size in (4096, 512):
-            recorder.products(FRO, precision, 1, size - 3, size - 5, size - 7, wanted="Y")
+    if precision in ("ieee", "fp64"):  # others have met these tiles on their way
+        recorder.products(FRO, precision, 1, 509, 507, 505, wanted="Y")
 
 
 def _passes(recorder: Recorder, precision: str) -> None:
     """What has no product of ours: cuBLAS makes it, or M is the identity."""
-    for rule, loss in (("heavy_ball", MSE), ("adam", FRO)):
+    for rule, loss in SOLVES:
         recorder.advance(rule, loss, precision, 1, 4096, 512, 4096, only="gemm")
-        recorder.advance(rule, loss, precision, 1, 4096, 509, 509, product=False, kept=rule == "heavy_ball")
+        if precision not in ("fp16", "tf32"):
+            recorder.advance(rule, loss, precision, 1, 4096, 509, 509, product=False, kept=rule == "heavy_ball")
     recorder.products(MSE, precision, 3, 4096, 4096, 4096, wanted="X", product=False)
     for index in range(3):
         recorder.distance(index, precision, 1, 4096, 4096, transposed=index == 2)
@@ -175,10 +185,10 @@ def reachable(target: str) -> set[Entry]:
 
 def _asked(precision: str, batch: int, m: int, n: int, p: int) -> Iterator[Entry]:
     dtype = PRECISIONS[precision]
-    for rule, loss in itertools.product(RULES, (MSE, FRO)):
+    for rule, loss in (*SOLVES, ("heavy_ball", FRO)):
         way = advance_way(rule, loss, precision, batch, m, n, p, product=True)
         if way == "small":
-            tile = tiles.small(m, n, p, precision)
+            tile = tiles.small(m, n, p)
             if len({m, n, p}) == 1:  # any mix of sizes is compiled on demand
                 yield Entry("_advance_small_kernel", precision, tile)
         elif way == "rows":
@@ -187,6 +197,7 @@ def _asked(precision: str, batch: int, m: int, n: int, p: int) -> Iterator[Entry
             yield Entry("_step_kernel", precision, tiles.step(batch, m, n, p, dtype, rule), rule)
     yield Entry("_residual_kernel", precision, tiles.residual(batch, m, n, p, dtype))
     if any(tiles.recomputes(batch, m, n, p, wanted, dtype) for wanted in (1, 2)):
-        yield Entry("_row_gradient_kernel", precision, tiles.gradient(n, precision))
-    for kernel in ("_residual_kernel", "_step_kernel", "_distance_kernel"):
-        yield Entry(kernel, "", tiles.elementwise(m, n))
+        yield Entry("_row_gradient_kernel", precision, tiles.gradient(m, n, p, precision))
+    yield Entry("_residual_kernel", "", tiles.elementwise(n))
+    yield Entry("_step_kernel", "", tiles.elementwise(n))
+    yield Entry("_distance_kernel", "", tiles.distance(n))

@@ -54,7 +54,7 @@ def _advance_rows_kernel(
     """Program b * blocks + i: rows ``[i BM, (i + 1) BM)`` of problem b, ``LIMIT[b]`` updates.
 
     X, V ``[B, m, n]`` float32, updated in place. M ``[B or 1, n, p]``, Y ``[B or 1, m, p]`` with their rows from one
-    problem to the next (0: shared), as pointers or as descriptors of blocks ``[BN, BP]`` and ``[BM, BP]`` over all rows.
+    problem to the next (0: shared), as pointers or as descriptors, of blocks ``[BN, BP]`` and ``[BM, BP]``.
     PARTIALS ``[B, columns, blocks]`` float64: ``||R||^2`` of these rows at each iterate. c = low * high; high = 2^e,
     inverse = 2^-e.
     """

@@ -56,6 +56,7 @@ def _advance_small_kernel(
         if PRODUCT:
             m_all = load_block(M, 0, 0, n, p, p, 1, BN, BP, False)
 
+    scale = gradient_scale(elements, False, 0.0).to(T)
     j = tl.full((), 0, tl.int64)
     going = tl.full((), 1, tl.int32)
     while going != 0:
@@ -78,7 +79,7 @@ def _advance_small_kernel(
         tl.store(SUMS + j, total)
         going = ((j < limit) & (total > threshold) & (total <= bail)).to(tl.int32)
         if going != 0:
-            gradient *= gradient_scale(elements, FRO, total).to(T)
+            gradient *= gradient_scale(elements, True, total).to(T) if FRO else scale
             if RULE == "heavy_ball":
                 x, v = rules.heavy_ball(x, v, gradient, lr, momentum)
             else:

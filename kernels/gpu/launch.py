@@ -170,7 +170,7 @@ def _advance_small(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, *,
         chunk.elements(m, p), chunk.columns,
         BM=tile.BM, BN=tile.BN, BP=tile.BP, TILE=tile.TILE, RULE=solver.rule, FRO=chunk.loss == FRO,
         PRODUCT=M is not None, LAST=last, PRECISION=tiles.dot_precision(precision),
-        num_warps=tile.warps, num_stages=1,
+        num_warps=tile.warps, num_stages=1, **tiles.all_registers(),
     )  # fmt: skip
 
 

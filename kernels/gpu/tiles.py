@@ -85,20 +85,31 @@ class SmallTile:
 def small_limit(precision: str, *, heavy_ball: bool) -> int:
     """Largest m, n and p of the small tier: what it can hold without spilling, with the buffers of the solver."""
     if precision == "fp64":
-        return 16  # 32 square spills 224 bytes in 8 warps, and in 4
-    return 64 if heavy_ball else 32  # Adam's second buffer at 64 square: 80 to 1,136 bytes in 8 warps and in 16
+        return 16  # 32 square spills 224 bytes in 8 warps, and 256 in 4
+    if precision == "tf32":
+        return 32  # ragged, 64 square spills 144 bytes on sm_80; the row tier takes it
+    return 64 if heavy_ball else 32  # Adam's second buffer at 64 square: 264 bytes and more
 
 
 def small(m: int, n: int, p: int) -> SmallTile:
     """Up to 32 square with M on chip; beyond, it does not fit beside X: so kept, 64 x 64 x 32 spills 280 bytes.
 
-    8 elements of X a thread. 16 warps above 32 square: 8 of them spill 24 to 32 bytes at 32 x 32 x 64.
+    8 or 16 elements of X a thread.
     """
     BM, BN, BP = padded(m), padded(n), padded(p)
     area = max(BM * BN, BM * BP, BN * BP)
     if area <= 1024:
         return SmallTile(BM, BN, BP, TILE=BP, warps=area // 256)
-    return SmallTile(BM, BN, BP, TILE=min(max(16, BP // 2), 32), warps=16)
+    return SmallTile(BM, BN, max(BP, 32), TILE=16, warps=8)
+
+
+def all_registers() -> dict[str, int]:
+    """An option that lets a kernel of the small tier, or a gradient, have them all.
+
+    Left to itself, NVIDIA's compiler makes some fit in 128 registers at the price of 8 to 48 bytes spilled, for more
+    programs at a time, where 166 need none. The row tier it makes spill: 184 bytes instead of none.
+    """
+    return {"maxnreg": 255} if target().backend == "cuda" else {}
 
 
 @dataclass(frozen=True)
@@ -300,8 +311,8 @@ def step(batch: int, m: int, n: int, p: int, dtype: torch.dtype, rule: str) -> P
     return _product(batch, m, n, p, precision(dtype), wide=rule == "heavy_ball")
 
 
-# By class of precision and BN, for the gradient without R: whole and ragged, straight and transposed. The most registers
-# on the four.
+# By class of precision and BN, for the gradient without R: whole and ragged, straight and transposed. The most
+# registers on the four.
 _GRADIENT = {
     ("half", 16): RowTile(64, 16, 32, 4),  # 152
     ("half", 32): RowTile(64, 32, 32, 4),  # 209
