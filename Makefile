@@ -6,7 +6,7 @@ EXTENSION := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 
 EXTENSION_TESTS := $(wildcard tests/*.cpp)
 
-.PHONY: demo test test-triton lint sanitize format build dist clean
+.PHONY: demo test test-triton gpu compile-kernels compile-kernels-all lint sanitize format build dist clean
 
 demo: $(VENV)/.built  ## the notebook's runs and the question's loops against the plain ones; writes report.html
 	$(BIN)/python -m matconv_fast demo --report report.html
@@ -17,6 +17,27 @@ test: $(VENV)/.built $(VENV)/.testers  ## the whole suite, doctests and README i
 # Two processes: the interpreter is Python, one operation of a kernel after another.
 test-triton: $(VENV)/.built $(VENV)/.testers  ## the suite on the Triton kernels, in Triton's interpreter
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -k triton
+
+# $(PYTHON) is that of a CUDA image as it is, with torch, Triton and pytest: nothing is installed, nothing fetched.
+gpu:  ## the suite, the benchmarks and compute-sanitizer on the GPU that is here; writes benchmarks/results/<device>
+	$(PYTHON) benchmarks/gpu.py
+
+compile-kernels: $(VENV)/.installed  ## every Triton kernel for every GPU, without one: registers, spills, instructions
+	$(BIN)/python tools/compile_kernels.py
+
+# torch brings one Triton along; the others come after it.
+TRITONS := 3.6.0 3.7.1 3.9.0
+compile-kernels-all: $(TRITONS:%=compile-kernels-%)  ## the same with each Triton that the package works with
+
+.PHONY: $(TRITONS:%=compile-kernels-%)
+$(TRITONS:%=compile-kernels-%): compile-kernels-%: build/triton-%/.installed
+	build/triton-$*/bin/python tools/compile_kernels.py
+
+build/triton-%/.installed: constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -c constraints.txt setuptools numpy torch
+	$(@D)/bin/pip install --quiet triton==$*
+	touch $@
 
 lint: $(VENV)/.built $(VENV)/.linters
 	$(BIN)/ruff check .

@@ -38,7 +38,14 @@ def test_a_nan_problem_stops_alone(path):
 
 @pytest.mark.parametrize(
     ("M_batch", "Y_batch", "X_batch"),
-    [((), (), (3,)), ((3,), (), ()), ((), (3,), ()), ((2, 1), (3,), ()), ((1,), (2, 3), (1, 1)), ((0,), (), ())],
+    [
+        ((), (), (3,)),
+        ((3,), (), ()),
+        pytest.param((), (3,), (), marks=pytest.mark.long),
+        pytest.param((2, 1), (3,), (), marks=pytest.mark.long),
+        pytest.param((1,), (2, 3), (1, 1), marks=pytest.mark.long),
+        ((0,), (), ()),
+    ],
 )
 def test_batches_broadcast(path, M_batch, Y_batch, X_batch):
     generator = torch.Generator().manual_seed(0)

@@ -29,7 +29,9 @@ def truth(A, B, norm):
 
 @pytest.mark.parametrize("norm", ORDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=pytest.mark.long) if math.prod(shape) > 5_000 else shape for shape in SHAPES]
+)
 def test_it_is_the_formula(path, norm, dtype, shape):
     A, B = pair(*shape, dtype=dtype)
     found = mcf.distance(A, B, ord=norm)

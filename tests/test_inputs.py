@@ -50,6 +50,7 @@ def test_any_layout_gives_the_same_bits(path, kind, solver, n):
     assert torch.equal(plain.history, other.history.view(-1))
 
 
+@pytest.mark.long
 def test_expanded_inputs(path):
     M, Y = well_conditioned(4), torch.ones(1, 1, dtype=torch.float64).expand(3, 4)
     torch.testing.assert_close(mcf.solve(M, Y).X, mcf.solve(M, Y.contiguous()).X, rtol=0, atol=0)
@@ -67,6 +68,7 @@ def test_left_solves_the_equation_of_torch_linalg_solve(path):
     assert torch.equal(again.X, sol.X)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(3, 7, 5), (3, 5, 7), (1, 1, 1), (20, 3, 2)])
 def test_rectangular_problems_reach_the_least_squares_solution(path, shape):
     m, n, p = shape
@@ -85,6 +87,7 @@ def test_M_none_is_the_identity(path):
     torch.testing.assert_close(sol.X, Y, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.long
 def test_inv_is_solve_with_the_identity(path):
     M = well_conditioned(5)
     assert torch.equal(mcf.inv(M).X, mcf.solve(M).X)
@@ -146,6 +149,7 @@ def test_momentum_auto_is_faster_than_the_default(path):
     assert int(auto.iterations) < int(default.iterations)
 
 
+@pytest.mark.long
 def test_the_estimated_lr_is_half_of_the_stability_limit(path):
     for M in (well_conditioned(6), well_conditioned(600, dtype=torch.float32)):  # eigenvalues, and power iteration
         n = M.shape[0]

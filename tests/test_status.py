@@ -62,6 +62,7 @@ def test_non_finite_hyperparameter(path):
     assert "lr is nan and momentum 0.5: both must be finite" in sol.message
 
 
+@pytest.mark.long
 def test_singular_M_stagnates_and_says_why(path):
     M = torch.diag(torch.tensor([1.0, 2.0, 0.0]))
     sol = mcf.solve(M)
@@ -73,6 +74,7 @@ def test_singular_M_stagnates_and_says_why(path):
     assert "M is singular" in short.message
 
 
+@pytest.mark.long
 def test_an_overdetermined_equation_names_its_shape(path):
     M = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     assert "M is 2 x 5 (rank 2 of 5 columns)" in mcf.solve(M, torch.ones(3, 5)).message
@@ -112,6 +114,7 @@ def test_a_slow_fall_near_rounding_is_not_stagnation_either(path):
     assert sol.history[-1] < 0.95 * sol.history[0]
 
 
+@pytest.mark.long
 def test_the_cause_is_sought_in_the_right_problem_and_orientation(path):
     both = mcf.solve(
         torch.eye(3),
@@ -152,6 +155,7 @@ def test_throw_raises_with_the_solution(path):
     mcf.solve(torch.eye(3), throw=True).raise_for_status()
 
 
+@pytest.mark.long
 def test_every_status_has_a_message_and_a_repr(path):
     sol = mcf.solve(torch.eye(3))
     assert sol.message.startswith("converged: ||R||_F = ")

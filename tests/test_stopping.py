@@ -102,6 +102,7 @@ def test_resuming_equals_one_run(path, solver, batch):
     assert int(first.iterations.max()) == 17  # the earlier solution is left as it was
 
 
+@pytest.mark.long
 def test_resuming_keeps_stagnation_and_divergence_exact(path):
     M, X0 = small(dtype=torch.float32)
     options = {"rtol": 1e-9, "patience": 50}
@@ -127,6 +128,7 @@ def test_resuming_with_a_tighter_tolerance_goes_on(path):
     assert torch.equal(tight.X, mcf.solve(M, None, X0, rtol=1e-6).X)
 
 
+@pytest.mark.long
 def test_resuming_a_batch_leaves_the_stagnated_as_they_are(path):
     M = torch.stack([torch.diag(torch.tensor([1.0, 2.0, 0.0])), torch.diag(torch.tensor([1.0, 2.0, 0.05]))])
     whole = mcf.solve(M, patience=100)

@@ -65,6 +65,7 @@ def launch_row_gradient(X: Tensor, M: Tensor, Y: Tensor | None, G: Tensor) -> Te
         X, M, M if Y is None else Y, G, partials, m, n, p,
         *X.stride(), *M.stride(), *(M if Y is None else Y).stride(), *G.stride(), blocks,
         BM=tile.BM, BN=tile.BN, BP=tile.BP, HAS_Y=Y is not None, STAGES=tile.stages,
-        PRECISION=tiles.dot_precision(precision), num_warps=tile.warps, **tiles.all_registers(),
+        PRECISION=tiles.dot_precision(precision), num_warps=tile.warps,
+        **(tiles.all_registers() if precision == "tf32" else {}),
     )  # fmt: skip
     return partials

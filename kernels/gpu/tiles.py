@@ -104,10 +104,10 @@ def small(m: int, n: int, p: int) -> SmallTile:
 
 
 def all_registers() -> dict[str, int]:
-    """An option that lets a kernel of the small tier, or a gradient, have them all.
+    """An option that lets a kernel of the small tier, or a gradient in tf32, have them all.
 
     Left to itself, NVIDIA's compiler makes some fit in 128 registers at the price of 8 to 48 bytes spilled, for more
-    programs at a time, where 166 need none. The row tier it makes spill: 184 bytes instead of none.
+    programs at a time, where 166 need none. The row tier and the other gradients it makes spill, 32 to 184 bytes.
     """
     return {"maxnreg": 255} if target().backend == "cuda" else {}
 
@@ -272,8 +272,8 @@ _LARGE = {
 _SMALL = {
     "half": ProductTile(64, 64, 64, 8, parts=2),  # 252, 208, 254
     "tf32": ProductTile(64, 64, 32, 8, parts=2),  # 254, 190, 192
-    "ieee": ProductTile(64, 64, 16, 8, stages=2),
-    "fp64": ProductTile(32, 32, 16, 8, stages=2),
+    "ieee": ProductTile(64, 64, 16, 8, stages=2, parts=2),  # 188; in one part 8 bytes spill on sm_100
+    "fp64": ProductTile(32, 32, 16, 8, stages=2, parts=2),  # 136; likewise
 }
 # On sm_90, loaded by the copy engine, what the tensor cores are busiest with: 232 and 255 registers for the residual
 # and the heavy ball's step. Adam's spills 400 bytes there, and sm_100 296.
@@ -292,10 +292,8 @@ def _product(batch: int, rows: int, columns: int, inner: int, precision: str, wi
     ragged = _is_ragged(inner, columns)
     if ragged or batch * tile.count(rows, columns) < here.multiprocessors:
         tile = _SMALL[kind]
-    if kind in ("half", "tf32") and here.has_descriptors and batch == 1 and not ragged:
-        tile = replace(tile, descriptor=True)
-        if kind == "half" and wide and here.arch == 90 and tile.BM == 128:
-            tile = _WIDE
+    elif kind in ("half", "tf32") and here.has_descriptors and batch == 1:
+        tile = _WIDE if kind == "half" and wide and here.arch == 90 else replace(tile, descriptor=True)
     if here.backend == "hip":
         tile = replace(tile, stages=min(tile.stages, 2))
     return replace(tile, dot_precision=dot_precision(precision))
@@ -334,7 +332,7 @@ _GRADIENT = {
 def gradient(m: int, n: int, p: int, precision: str) -> RowTile | None:
     """For ``(X M - Y) M^T`` in one pass; None where a row of the result does not fit in registers."""
     key = "half" if precision in ("bf16", "fp16") else precision, padded(n)
-    if key == ("half", 256) and _is_ragged(m, n, p):
+    if key == ("half", 256) and (_is_ragged(m, n, p) or target().backend == "hip"):  # gfx942: 228 bytes spilled
         return None
     return _GRADIENT.get(key)
 

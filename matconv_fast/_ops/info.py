@@ -52,6 +52,11 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _triton_version() -> str | None:
+    names = ("triton", "pytorch-triton", "pytorch-triton-rocm")  # the last two are what some builds of torch bring
+    return next((found for name in names if (found := _version(name)) is not None), None)
+
+
 def _cpu_info(forced_path: str | None) -> DeviceInfo:
     name = f"{platform.machine()}, {torch.get_num_threads()} threads"
     if forced_path == "triton":
@@ -94,4 +99,4 @@ def info() -> Info:
         reason = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no CUDA device is visible"
         devices.append(DeviceInfo("cuda", "none", "none", reason))
     version = _version("matconv_fast") or "not installed"
-    return Info(version, torch.__version__, _version("triton"), torch.get_num_threads(), forced_path, tuple(devices))
+    return Info(version, torch.__version__, _triton_version(), torch.get_num_threads(), forced_path, tuple(devices))

@@ -18,6 +18,10 @@ REFERENCE_CHUNK = 64
 # TFLOP/s once it is full, and a chunk should outlast the 50 us that its launches take.
 CHUNK_OPERATIONS = {"cpu": 4_000_000_000, "triton": 100_000_000_000}
 
+# Iterations of a chunk that is captured as a CUDA graph: a chunk costs some ten small launches and a copy of X beside
+# them, and the first one runs uncaptured.
+LEAST_CAPTURED, MOST_CAPTURED = 16, 64
+
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
@@ -69,6 +73,8 @@ class Prepared:
         operations = problem.size * (problem.m * problem.n * product + 200)
         # slabs alone copy their state and pack M anew in every call: as much as a fifth of an iteration at 1,024 square
         chunk = max(1 if way.exact else 8, min(CHUNK_OPERATIONS[way.path] // max(operations, 1), 1 << 16))
+        if way.captures:  # enough to hide what a chunk costs beside, few enough to replay soon
+            chunk = min(max(chunk, LEAST_CAPTURED), MOST_CAPTURED)
         if not way.exact:  # each slab of some 24 rows has a sum of its own for every iteration: 32 MB of them at most
             chunk = max(8, min(chunk, (24 << 22) // max(problem.size * problem.m, 1)))
         return cls(advance, chunk, way.exact, way.keeps_residual, way.captures)
