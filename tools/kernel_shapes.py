@@ -172,7 +172,7 @@ def _as_in_table(tile: Any) -> Any:
 
 def reachable(target: str) -> set[Entry]:
     """What the tables answer over a dense grid of problems, each asked as the launchers ask."""
-    sizes = 1, 16, 17, 33, 64, 65, 128, 129, 256, 257, 1024, 8192
+    sizes = 1, 16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 1024, 8192
     recorder = Recorder(target)
     found: set[Entry] = set()
     with recorder.recording():

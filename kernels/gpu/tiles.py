@@ -273,7 +273,7 @@ _SMALL = {
     "half": ProductTile(64, 64, 64, 8, parts=2),  # 252, 208, 254
     "tf32": ProductTile(64, 64, 32, 8, parts=2),  # 254, 190, 192
     "ieee": ProductTile(64, 64, 16, 8, stages=2, parts=2),  # 188; in one part 8 bytes spill on sm_100
-    "fp64": ProductTile(32, 32, 16, 8, stages=2, parts=2),  # 136; likewise
+    "fp64": ProductTile(32, 64, 16, 4, stages=2),  # 240
 }
 # On sm_90, loaded by the copy engine, what the tensor cores are busiest with: 232 and 255 registers for the residual
 # and the heavy ball's step. Adam's spills 400 bytes there, and sm_100 296.
@@ -321,10 +321,10 @@ _GRADIENT = {
     ("tf32", 32): RowTile(64, 32, 32, 4),
     ("tf32", 64): RowTile(64, 64, 32, 4),  # 254
     ("tf32", 128): RowTile(64, 128, 16, 8),  # 233
-    ("ieee", 16): RowTile(64, 16, 16, 4),  # 118
+    ("ieee", 16): RowTile(32, 16, 16, 2),  # 108; 64 rows in 4 warps spill 8 bytes on sm_90
     ("ieee", 32): RowTile(64, 32, 16, 4),  # 128
     ("ieee", 64): RowTile(64, 64, 16, 8),
-    ("ieee", 128): RowTile(64, 128, 16, 8),
+    ("ieee", 128): RowTile(32, 128, 16, 4),  # 212; 64 rows in 8 warps spill 32 bytes on sm_100
     ("ieee", 256): RowTile(32, 256, 16, 8),
 }
 
