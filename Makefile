@@ -23,7 +23,7 @@ gpu:  ## the suite, the benchmarks and compute-sanitizer on the GPU that is here
 	$(PYTHON) benchmarks/gpu.py
 
 compile-kernels: $(VENV)/.installed  ## every Triton kernel for every GPU, without one: registers, spills, instructions
-	$(BIN)/python tools/compile_kernels.py
+	$(BIN)/python tools/compile_kernels.py --markdown docs/gpu_kernels.md
 
 # torch brings one Triton along; the others come after it.
 TRITONS := 3.6.0 3.7.1 3.9.0
