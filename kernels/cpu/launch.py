@@ -52,6 +52,7 @@ def load() -> str:
 WAYS = ("lockstep", "alone", "lanes", "gemm")
 STOPS_EXACTLY = ("lockstep", "lanes", "gemm")
 KEEPS_RESIDUAL = ("alone", "gemm")
+MANY_LAUNCHES = ()
 
 
 def advance_way(

@@ -128,13 +128,19 @@ def _step_constants(
     )
 
 
+def _captures(t: Tensor) -> bool:
+    """Whether a CUDA graph is being captured: what is made then holds nothing until a replay, and may not be cached."""
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def launch_heavy_ball_step_(
     X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor, lr: float, momentum: float, loss: int
 ) -> Tensor:
     """``matconv_fast::heavy_ball_step_`` on ``[B, m, n]``: an `advance` of one update that does not look after it."""
     batch, m, n = X.shape
     p = Y.shape[2]
-    rate, decay, limit, threshold, bail = _step_constants(lr, momentum, batch, X.dtype, X.device)
+    constants = _step_constants.__wrapped__ if _captures(X) else _step_constants
+    rate, decay, limit, threshold, bail = constants(lr, momentum, batch, X.dtype, X.device)
     sums = X.new_empty((batch, 2), dtype=torch.float64)
     chunk = Chunk(limit, threshold, bail, sums, torch.empty_like(limit), None, loss)
     way = advance_way(batch, m, n, p, product=M is not None, coupled=True, heavy_ball=True, dtype=Y.dtype)
@@ -195,7 +201,7 @@ def _advance_rows(solver: Solver, M: Tensor, Y: Tensor, chunk: Chunk) -> None:
         BM=tile.BM, BN=tile.BN, BP=tile.BP, SWAP=tile.swap, STAGES=tile.stages, DESCRIPTOR=tile.descriptor,
         OPERAND=dtype_of(M.dtype), PRECISION=tiles.dot_precision(precision), num_warps=tile.warps,
     )  # fmt: skip
-    _finish_rows_kernel[batch, chunk.columns](
+    _finish_rows_kernel[batch * chunk.columns,](
         partials, chunk.limit, chunk.sums, chunk.taken, blocks, chunk.columns,
         BLOCK=min(tiles.padded(blocks), 1024), num_warps=4,
     )  # fmt: skip

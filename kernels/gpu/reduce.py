@@ -96,9 +96,12 @@ def _finish_iterate_kernel(
 
 @triton.jit(do_not_specialize=["columns"])
 def _finish_rows_kernel(PARTIALS, LIMIT, SUMS, TAKEN, blocks, columns, BLOCK: tl.constexpr):
-    """``SUMS[b, j]``, the sum of ``PARTIALS[b, j, :blocks]``, up to ``j = LIMIT[b]``, which is what was TAKEN."""
-    b = tl.program_id(0).to(tl.int64)
-    j = tl.program_id(1)
+    """``SUMS[b, j]``, the sum of ``PARTIALS[b, j, :blocks]``, up to ``j = LIMIT[b]``, which is what was TAKEN.
+
+    Program b * columns + j: the second dimension of a grid ends at 65,535.
+    """
+    b = (tl.program_id(0) // columns).to(tl.int64)
+    j = tl.program_id(0) % columns
     limit = tl.load(LIMIT + b)
     if j == 0:
         tl.store(TAKEN + b, tl.maximum(limit, 0))

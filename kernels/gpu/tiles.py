@@ -33,8 +33,11 @@ class Target:
 
     @property
     def has_descriptors(self) -> bool:
-        """Whether the copy engine loads blocks (TMA); elsewhere descriptors turn back into pointers, and spill."""
-        return self.backend == "interpreter" or (self.backend == "cuda" and int(self.arch) >= 90)
+        """Whether the copy engine loads blocks (TMA); elsewhere descriptors turn back into pointers, and spill.
+
+        sm_120 has it, but too little shared memory for what is loaded so.
+        """
+        return self.backend == "interpreter" or (self.backend == "cuda" and 90 <= int(self.arch) < 120)
 
     @property
     def shared_memory(self) -> int:

@@ -166,6 +166,18 @@ def call(operator: Callable[..., Any], interpreted: Callable[..., Any], *argumen
     return (interpreted if forced() == "triton" and INTERPRETED else operator)(*arguments)
 
 
+def on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
+    """A launcher that makes its first tensor's GPU the current one, which is where Triton launches."""
+
+    def launch(first: Tensor, *rest: Any) -> Any:
+        if first.device.type != "cuda" or first.device.index == torch.cuda.current_device():
+            return launcher(first, *rest)
+        with torch.cuda.device(first.device):
+            return launcher(first, *rest)
+
+    return launch
+
+
 def takes_low_precision(device: torch.device) -> bool:
     """Whether products are made of bfloat16 and float16 as they come, rather than of their float32 copies."""
     return path(device.type) == "triton"

@@ -18,6 +18,7 @@ def _elsewhere(A: Tensor, B: Tensor, ord: int) -> Tensor | None:  # noqa: A002 -
     return _reference.distance(A, B, _reference.ORDS[ord])
 
 
+@backend.on_its_device
 def _triton(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002
     """By the Triton kernel: any dtype and strides; `kernel_distance` comes here as it does to `_elsewhere`."""
     _checks.pair(A, B)

@@ -44,6 +44,7 @@ def _elsewhere(
     return _reference.residual_loss(X, M, Y, _reference.LOSSES[loss])
 
 
+@backend.on_its_device
 def _triton(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor | None:
     """By Triton kernels; `kernel_residual_loss` comes here as it does to `_elsewhere`."""
     _checks.problem(X, M, Y)
@@ -190,8 +191,8 @@ def _differentiable_gradients(
     # views, so that the gradient by each stays at it where one of them was made from another, or is another
     X, M, Y = X.view_as(X), None if M is None else M.view_as(M), None if Y is None else Y.view_as(Y)
     dtype = _checks.state_dtype(X.dtype)
-    wide = X.to(dtype), *(None if t is None else t.to(dtype) for t in (M, Y))
-    value = _reference.residual_loss(*wide, _reference.LOSSES[loss])
+    wide_M, wide_Y = (None if t is None else t.to(dtype) for t in (M, Y))
+    value = _reference.residual_loss(X.to(dtype), wide_M, wide_Y, _reference.LOSSES[loss])
     inputs = [t for t, wanted in zip((X, M, Y), needed, strict=True) if wanted and t is not None]
     gradients = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))
     return [next(gradients) if wanted else None for wanted in needed]

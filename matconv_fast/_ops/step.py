@@ -17,6 +17,7 @@ _library.define(
 )
 
 
+@backend.on_its_device
 def _triton(
     X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: float, momentum: float, loss: int
 ) -> Tensor | None:
