@@ -148,7 +148,7 @@ def path(device_type: str) -> str:
         missing = "there are no kernels for it"
     if missing is None:
         return "cpu" if device_type == "cpu" else "triton"
-    announce(f"on {device_type} the PyTorch reference runs: {missing}")
+    announce(f"on {'the CPU' if device_type == 'cpu' else device_type} the PyTorch reference runs: {missing}")
     return "reference"
 
 
