@@ -22,8 +22,9 @@ test-triton: $(VENV)/.built $(VENV)/.testers  ## the suite on the Triton kernels
 gpu:  ## the suite, the benchmarks and compute-sanitizer on the GPU that is here; writes benchmarks/results/<device>
 	$(PYTHON) benchmarks/gpu.py
 
+COMPILE ?= --markdown docs/gpu_kernels.md
 compile-kernels: $(VENV)/.installed  ## every Triton kernel for every GPU, without one: registers, spills, instructions
-	$(BIN)/python tools/compile_kernels.py --markdown docs/gpu_kernels.md
+	$(BIN)/python tools/compile_kernels.py $(COMPILE)
 
 # torch brings one Triton along; the others come after it.
 TRITONS := 3.6.0 3.7.1 3.9.0

@@ -27,12 +27,13 @@ GAP = 1.5e-6  # between two launches of a replayed graph
 DOCUMENT = """# Predictions for an H100
 
 **Nothing on this page was measured.** `{command}` computes it from what the
-kernels compile to ([gpu_kernels.md](gpu_kernels.md)); its docstring says how. A time is a lower bound: of an iteration for
-S, B, T256 and L4096, of a call for D and F. `make gpu` measures the same workloads on a device.
+kernels compile to ([gpu_kernels.md](gpu_kernels.md)); its docstring says how. A time is a lower bound: of an iteration
+for S, B, T256 and L4096, of a call for D and F. `make gpu` measures the same workloads on a device.
 
-What it says of the figures asked for: D reaches 90 % of copy speed from 4,096 on, and L4096 the rate of two bare products
-but for the gaps between launches. T256 in float32 cannot be 5 times as fast as eager PyTorch: its two products alone take 36
-us at the rate of the CUDA cores, and eager's iteration an estimated 60 to 70. With bf16 inputs it runs on tensor cores.
+What it says of the figures asked for: D reaches 90 % of copy speed from 4,096 on, and L4096 the rate of two bare
+products but for the gaps between launches. T256 in float32 cannot be 5 times as fast as eager PyTorch: its two products
+alone take 36 us at the rate of the CUDA cores, and eager's iteration an estimated 60 to 70. With bf16 inputs it runs on
+tensor cores.
 
 """
 
