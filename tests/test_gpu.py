@@ -228,3 +228,18 @@ def test_captured_by_hand_a_replay_reads_lr_anew(name):
     for rate, (X_end, sums_end) in zip((1e-3, 2e-3), expected, strict=True):
         found = from_the_start(graph.replay, rate)
         torch.testing.assert_close(found, (X_end, sums_end))
+
+
+def test_a_search_finds_block_shapes_and_keeps_them(monkeypatch, tmp_path):
+    """MATCONV_FAST_AUTOTUNE=1, timed on the device: the results stay, and a second process would find the file."""
+    from matconv_fast.kernels.gpu import search
+
+    A, B = torch.rand(2, 3, 70, 1100, generator=torch.Generator().manual_seed(0), dtype=WIDE).to(DEVICE, FULL)
+    plain = mcf.distance(A, B)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(search, "requested", lambda: True)
+    monkeypatch.setattr(search, "_found", {})
+    test_a_solve_equals_the_cpus("small")
+    torch.testing.assert_close(mcf.distance(A, B), plain)
+    assert len(search._found) >= 2
+    assert len(list(tmp_path.rglob(search.FILE))) == len(search._found)

@@ -13,10 +13,19 @@ the range of float16.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .block import load_block, product, rounded, store_block
+from . import search, tiles
+from .block import can_describe, descriptor, dtype_of, load_block, product, rounded, store_block
+from .reduce import launch_finish_rows
+from .state import Chunk, Solver
+from .tiles import RowTile
 
 
 @triton.jit
@@ -123,3 +132,45 @@ def _advance_rows_kernel(
     row += (scale == 0).to(tl.int32)
     store_block(X, x, row, 0, m, n, n, 1, BM, BN, False)
     store_block(V, w * high, row, 0, m, n, n, 1, BM, BN, False)
+
+
+def launch_rows(solver: Solver, M: Tensor, Y: Tensor, chunk: Chunk) -> None:
+    """The heavy ball's updates, as many as the limits say; the caller replays what went beyond its stop."""
+    batch, m, n = solver.X.shape
+    p = Y.shape[2]
+    precision = tiles.precision(M.dtype)
+    frozen = tiles.rows(batch, m, n, p, precision)
+    assert frozen is not None  # as `advance_way` has found
+
+    def trial() -> Callable[[RowTile], None]:
+        other, few = solver.copy(), Chunk.of(solver.X, search.UPDATES, chunk.loss)
+        return lambda tile: _launch(other, M, Y, few, tile)
+
+    def allowed(tile: RowTile) -> bool:
+        return not tile.descriptor or tiles.fits(batch, m, n, tile)
+
+    problem = batch, m, n, p, precision, M.dtype, M.shape[0], Y.shape[0]
+    tile = search.best(_advance_rows_kernel, frozen, problem, trial, allowed=allowed)
+    _launch(solver, M, Y, chunk, tile)
+
+
+def _launch(solver: Solver, M: Tensor, Y: Tensor, chunk: Chunk, tile: RowTile) -> None:
+    batch, m, n = solver.X.shape
+    p = Y.shape[2]
+    M_rows, Y_rows = (0 if t.shape[0] == 1 else t.shape[1] for t in (M, Y))
+    M_source, Y_source = M, Y
+    if tile.descriptor:
+        assert can_describe(M)  # `Problem` aligns both to 64 bytes
+        assert can_describe(Y)
+        M_source, Y_source = descriptor(M, tile.BN, tile.BP), descriptor(Y, tile.BM, tile.BP)
+    blocks = triton.cdiv(m, tile.BM)
+    partials = solver.X.new_empty((batch, chunk.columns, blocks), dtype=torch.float64)
+    scale = 2 / chunk.elements(m, p)
+    high = 2.0 ** math.floor(math.log2(scale))
+    _advance_rows_kernel[batch * blocks,](
+        solver.X, solver.first, M_source, Y_source, solver.lr, solver.hyper, chunk.limit, partials,
+        m, n, p, M_rows, Y_rows, blocks, chunk.columns, high, 1 / high, scale / high,
+        BM=tile.BM, BN=tile.BN, BP=tile.BP, SWAP=tile.swap, STAGES=tile.stages, DESCRIPTOR=tile.descriptor,
+        OPERAND=dtype_of(M.dtype), PRECISION=tiles.dot_precision(tiles.precision(M.dtype)), num_warps=tile.warps,
+    )  # fmt: skip
+    launch_finish_rows(partials, chunk)

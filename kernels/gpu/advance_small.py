@@ -7,11 +7,16 @@ A problem stops by itself at the first iterate with ``total <= threshold`` or no
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from . import rules
+from . import rules, search, tiles
 from .block import gradient_scale, load_block, product, rounded, store_block, sum_of_squares
+from .state import FRO, Chunk, Solver
+from .tiles import SmallTile
 
 
 @triton.jit(do_not_specialize=["elements", "columns"])
@@ -19,7 +24,7 @@ def _advance_small_kernel(
     X, B1, B2, COUNT, M, Y, LR, HYPER, LIMIT, THRESHOLD, BAIL, SUMS, TAKEN,
     m, n, p, M_stride, Y_stride, elements, columns,
     BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, TILE: tl.constexpr,
-    RULE: tl.constexpr, FRO: tl.constexpr, PRODUCT: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr,
+    RULE: tl.constexpr, COUPLED: tl.constexpr, PRODUCT: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program b: problem b.
 
@@ -79,7 +84,7 @@ def _advance_small_kernel(
         tl.store(SUMS + j, total)
         going = ((j < limit) & (total > threshold) & (total <= bail)).to(tl.int32)
         if going != 0:
-            gradient *= gradient_scale(elements, True, total).to(T) if FRO else scale
+            gradient *= gradient_scale(elements, True, total).to(T) if COUPLED else scale
             if RULE == "heavy_ball":
                 x, v = rules.heavy_ball(x, v, gradient, lr, momentum)
             else:
@@ -96,3 +101,32 @@ def _advance_small_kernel(
     if RULE == "adam":
         store_block(B2, second, 0, 0, m, n, n, 1, BM, BN, False)
         tl.store(COUNT + b, count)
+
+
+def launch_small(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, *, last: bool = True) -> None:
+    """``last``: whether the iterate that a problem ends at is looked at."""
+    batch, m, n = solver.X.shape
+    p = Y.shape[2]
+    shared = M is not None and M.shape[0] == 1, Y.shape[0] == 1
+    problem = batch, m, n, p, tiles.precision(Y.dtype), solver.rule, M is not None, shared, chunk.loss, last
+
+    def trial() -> Callable[[SmallTile], None]:
+        other, few = solver.copy(), Chunk.of(solver.X, search.UPDATES, chunk.loss)
+        return lambda tile: _launch(other, M, Y, few, tile, last=last)
+
+    tile = search.best(_advance_small_kernel, tiles.small(m, n, p), problem, trial)
+    _launch(solver, M, Y, chunk, tile, last=last)
+
+
+def _launch(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, tile: SmallTile, *, last: bool) -> None:
+    batch, m, n = solver.X.shape
+    p = Y.shape[2]
+    _advance_small_kernel[batch,](
+        solver.X, solver.first, solver.second, solver.count, Y if M is None else M, Y, solver.lr, solver.hyper,
+        chunk.limit, chunk.threshold, chunk.bail, chunk.sums, chunk.taken,
+        m, n, p, 0 if M is None or M.shape[0] == 1 else n * p, 0 if Y.shape[0] == 1 else m * p,
+        chunk.elements(m, p), chunk.columns,
+        BM=tile.BM, BN=tile.BN, BP=tile.BP, TILE=tile.TILE, RULE=solver.rule, COUPLED=chunk.loss == FRO,
+        PRODUCT=M is not None, LAST=last, PRECISION=tiles.dot_precision(tiles.precision(Y.dtype)),
+        num_warps=tile.warps, num_stages=1, **tiles.all_registers(),
+    )  # fmt: skip

@@ -7,13 +7,16 @@ The gradient by M is that of the transposed equation ``M^T X^T = Y^T``, which th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tiles
+from . import search, tiles
 from .block import identity_block, load_block, product, rounded, store_block, sum_of_squares
+from .tiles import RowTile
 
 
 @triton.jit
@@ -56,9 +59,24 @@ def launch_row_gradient(X: Tensor, M: Tensor, Y: Tensor | None, G: Tensor) -> Te
     """``G = (X M - Y) M^T``, all ``[B, *, *]`` of any strides; returns partial sums of squares ``[B, blocks]``."""
     batch, m, n = X.shape
     p = M.shape[2]
+    frozen = tiles.gradient(m, n, p, tiles.precision(M.dtype))
+    assert frozen is not None  # as `tiles.recomputes` has found
+    tensors = X, M, Y, G
+    layout = tuple(None if t is None else (t.dtype, t.stride()) for t in tensors)
+    problem = batch, m, n, p, tiles.precision(M.dtype), layout
+
+    def trial() -> Callable[[RowTile], Tensor]:
+        out = torch.empty_like(G)
+        return lambda tile: _launch(X, M, Y, out, tile)
+
+    tile = search.best(_row_gradient_kernel, frozen, problem, trial, allowed=lambda tile: not tile.swap)
+    return _launch(X, M, Y, G, tile)
+
+
+def _launch(X: Tensor, M: Tensor, Y: Tensor | None, G: Tensor, tile: RowTile) -> Tensor:
+    batch, m, n = X.shape
+    p = M.shape[2]
     precision = tiles.precision(M.dtype)
-    tile = tiles.gradient(m, n, p, precision)
-    assert tile is not None  # as `tiles.recomputes` has found
     blocks = triton.cdiv(m, tile.BM)
     partials = X.new_empty((batch, blocks), dtype=torch.float64)
     _row_gradient_kernel[batch * blocks,](

@@ -8,27 +8,18 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
 from torch import Tensor
 
 from . import tiles
-from .advance_rows import _advance_rows_kernel
-from .advance_small import _advance_small_kernel
-from .block import can_describe, descriptor, dtype_of
-from .reduce import (
-    _finish_chunk_kernel,
-    _finish_iterate_kernel,
-    _finish_rows_kernel,
-    _start_kernel,
-    launch_finish_norm,
-)  # fmt: skip
-from .residual import launch_residual
-from .step import Solver, launch_step
-
-FRO = 2  # of LOSSES: mse, sse, fro
+from .advance_rows import launch_rows
+from .advance_small import launch_small
+from .reduce import _finish_chunk_kernel, _finish_iterate_kernel, _start_kernel, launch_finish_norm
+from .residual import launch_residual, new_partials, residual_tile
+from .state import FRO, Chunk, Solver
+from .step import launch_step, step_tile
 
 # How `advance` can go about a problem; "gemm" and "tiled" differ in who makes the products, cuBLAS or our kernels.
 WAYS = ("small", "rows", "tiled", "gemm")
@@ -59,28 +50,6 @@ def advance_way(
     if not product or precision in ("ieee", "fp64"):
         return "gemm"
     return "gemm" if p > 16 * m * n else "tiled"
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """What is asked of one call of `advance`, and where its results go."""
-
-    limit: Tensor
-    threshold: Tensor
-    bail: Tensor
-    sums: Tensor
-    taken: Tensor
-    R: Tensor | None
-    loss: int
-
-    @property
-    def columns(self) -> int:
-        """Iterates that ``sums`` has room for."""
-        return self.sums.shape[1]
-
-    def elements(self, m: int, p: int) -> int:
-        """What the sum of squares is divided by."""
-        return m * p if self.loss == 0 else 1
 
 
 @functools.cache
@@ -155,56 +124,13 @@ def launch_heavy_ball_step_(
 def _advance(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, way: str, *, last: bool = True) -> None:
     """``last``: whether the iterate that a problem ends at is looked at."""
     if way == "small":
-        _advance_small(solver, M, Y, chunk, last=last)
+        launch_small(solver, M, Y, chunk, last=last)
     elif way == "rows":
         assert M is not None
         assert (solver.rule, chunk.loss == FRO) == ("heavy_ball", False)
-        _advance_rows(solver, M, Y, chunk)
+        launch_rows(solver, M, Y, chunk)
     else:
         _advance_products(solver, M, Y, chunk, fused=way == "tiled", last=last)
-
-
-def _advance_small(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, *, last: bool) -> None:
-    batch, m, n = solver.X.shape
-    p = Y.shape[2]
-    precision = tiles.precision(Y.dtype)
-    tile = tiles.small(m, n, p)
-    _advance_small_kernel[batch,](
-        solver.X, solver.first, solver.second, solver.count, Y if M is None else M, Y, solver.lr, solver.hyper,
-        chunk.limit, chunk.threshold, chunk.bail, chunk.sums, chunk.taken,
-        m, n, p, 0 if M is None or M.shape[0] == 1 else n * p, 0 if Y.shape[0] == 1 else m * p,
-        chunk.elements(m, p), chunk.columns,
-        BM=tile.BM, BN=tile.BN, BP=tile.BP, TILE=tile.TILE, RULE=solver.rule, FRO=chunk.loss == FRO,
-        PRODUCT=M is not None, LAST=last, PRECISION=tiles.dot_precision(precision),
-        num_warps=tile.warps, num_stages=1, **tiles.all_registers(),
-    )  # fmt: skip
-
-
-def _advance_rows(solver: Solver, M: Tensor, Y: Tensor, chunk: Chunk) -> None:
-    batch, m, n = solver.X.shape
-    p = Y.shape[2]
-    M_rows, Y_rows = (0 if t.shape[0] == 1 else t.shape[1] for t in (M, Y))
-    precision = tiles.precision(M.dtype)
-    tile = tiles.rows(batch, m, n, p, precision)
-    assert tile is not None  # as `advance_way` has found
-    assert not tile.descriptor or (can_describe(M) and can_describe(Y))  # `Problem` aligns both to 64 bytes
-    M_source, Y_source = M, Y
-    if tile.descriptor:
-        M_source, Y_source = descriptor(M, tile.BN, tile.BP), descriptor(Y, tile.BM, tile.BP)
-    blocks = triton.cdiv(m, tile.BM)
-    partials = solver.X.new_empty((batch, chunk.columns, blocks), dtype=torch.float64)
-    scale = 2 / chunk.elements(m, p)
-    high = 2.0 ** math.floor(math.log2(scale))
-    _advance_rows_kernel[batch * blocks,](
-        solver.X, solver.first, M_source, Y_source, solver.lr, solver.hyper, chunk.limit, partials,
-        m, n, p, M_rows, Y_rows, blocks, chunk.columns, high, 1 / high, scale / high,
-        BM=tile.BM, BN=tile.BN, BP=tile.BP, SWAP=tile.swap, STAGES=tile.stages, DESCRIPTOR=tile.descriptor,
-        OPERAND=dtype_of(M.dtype), PRECISION=tiles.dot_precision(precision), num_warps=tile.warps,
-    )  # fmt: skip
-    _finish_rows_kernel[batch * chunk.columns,](
-        partials, chunk.limit, chunk.sums, chunk.taken, blocks, chunk.columns,
-        BLOCK=min(tiles.padded(blocks), 1024), num_warps=4,
-    )  # fmt: skip
 
 
 def _advance_products(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, *, fused: bool, last: bool) -> None:
@@ -214,39 +140,37 @@ def _advance_products(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk,
     p = Y.shape[2]
     low_precision = M is not None and Y.dtype != X.dtype
     operand = X.to(Y.dtype) if low_precision else X  # what products read; the step keeps it up to date
+    copy = operand if low_precision else None
     R = X.new_empty((batch, m, p), dtype=X.dtype if M is None else Y.dtype) if chunk.R is None else chunk.R
-    gradient = R if M is None else None
-    products = None if fused or M is None else X.new_empty(batch * m * max(n, p))
-    residual_tile = tiles.residual(batch, m, n, p, Y.dtype) if fused else tiles.elementwise(p)
-    step_tile = tiles.step(batch, m, n, p, Y.dtype, solver.rule) if fused else tiles.elementwise(n)
-    partials = X.new_empty((batch, residual_tile.count(m, p)), dtype=torch.float64)
+    source, gradient, factor = operand, R, M if fused else None  # what the kernels read; those of cuBLAS otherwise
+    by_cublas = M is not None and not fused
+    if by_cublas:
+        products = X.new_empty(batch * m * max(n, p))
+        source = products[: batch * m * p].view(batch, m, p)
+        gradient = products[: batch * m * n].view(batch, m, n)
+    fro = chunk.loss == FRO
+    residual_shape = residual_tile(source, factor, Y, R)
+    step_shape = step_tile(gradient, factor, solver, copy, fro=fro)
+    partials = new_partials(X, p, residual_shape)
     active = torch.empty(batch, dtype=torch.int32, device=X.device)
     _start_kernel[triton.cdiv(batch, 256),](chunk.limit, active, chunk.taken, batch, BLOCK=256)
     looks = chunk.columns if last else chunk.columns - 1
     for j in range(looks):
-        source = operand
-        if products is not None and M is not None:
-            source = products[: batch * m * p].view(batch, m, p)
+        if by_cublas:
             multiply(operand, M, out=source)
-        kept = j == 0 and chunk.R is not None
-        launch_residual(
-            source, M if fused else None, Y, R, partials, residual_tile,
-            active=active, known=chunk.sums if kept else None,
-        )  # fmt: skip
+        known = chunk.sums if j == 0 and chunk.R is not None else None
+        launch_residual(source, factor, Y, R, partials, residual_shape, active=active, known=known)
         _finish_iterate_kernel[batch,](
             partials, chunk.limit, chunk.threshold, chunk.bail, solver.count, active, chunk.taken, chunk.sums,
-            partials.shape[1], chunk.columns, j, KEPT=kept, COUNTS=solver.rule == "adam",
+            partials.shape[1], chunk.columns, j, KEPT=known is not None, COUNTS=solver.rule == "adam",
             BLOCK=min(tiles.padded(partials.shape[1]), 1024), num_warps=4,
         )  # fmt: skip
         if j == chunk.columns - 1:  # the end that is only looked at
             break
-        if products is not None and M is not None:
-            gradient = products[: batch * m * n].view(batch, m, n)
+        if by_cublas:
             multiply(R, M.mT, out=gradient)
-        launch_step(
-            R if gradient is None else gradient, M if fused else None, solver, operand if low_precision else None,
-            active, chunk.sums[:, j], chunk.elements(m, p), step_tile, fro=chunk.loss == FRO,
-        )  # fmt: skip
+        total, elements = chunk.sums[:, j], chunk.elements(m, p)
+        launch_step(gradient, factor, solver, copy, active, total, elements, step_shape, fro=fro)
 
 
 def multiply(A: Tensor, B: Tensor, out: Tensor, *, accumulate: bool = False) -> None:

@@ -5,17 +5,19 @@ Tensors are checked before, have one batch dimension, and no empty dimension.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 from torch import Tensor
 
-from . import tiles
+from . import search, tiles
 from .block import dtype_of
 from .distance import _distance_kernel
 from .gradient import launch_row_gradient
 from .launch import multiply
 from .reduce import launch_finish_norm
-from .residual import launch_residual
+from .residual import launch_residual, new_partials, residual_tile
 
 # Bytes of R that are held at a time where it is held at all: far below what a GPU has, far above what fills it.
 PIECE = 1 << 26
@@ -53,10 +55,8 @@ def launch_residual_products(
 
 def _residual(X: Tensor, M: Tensor | None, Y: Tensor | None, R: Tensor | None) -> Tensor:
     """Partial sums of squares ``[B, tiles]``; R is filled where there is one."""
-    batch, m, n = X.shape
-    p = n if M is None else M.shape[2]
-    tile = tiles.elementwise(p) if M is None else tiles.residual(batch, m, n, p, X.dtype)
-    partials = X.new_empty((batch, tile.count(m, p)), dtype=torch.float64)
+    tile = residual_tile(X, M, Y, R)
+    partials = new_partials(X, X.shape[2] if M is None else M.shape[2], tile)
     launch_residual(X, M, Y, R, partials, tile)
     return partials
 
@@ -98,17 +98,27 @@ def _held_in_pieces(X: Tensor, M: Tensor, Y: Tensor | None, R_Mt: Tensor | None,
 
 def launch_distance(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002 - torch.linalg's own name
     """``||A - B||`` of ``[B, m, n]``, any strides; ``ord`` indexes ``("fro", "max", 1)``."""
+    problem = *A.shape, A.stride(), B.stride(), A.dtype, B.dtype, ord
+
+    def trial() -> Callable[[tiles.DistanceTile], Tensor]:
+        return lambda tile: _distances(A, B, ord, tile)
+
+    tile = search.best(_distance_kernel, tiles.distance(A.shape[2]), problem, trial)
+    partials = _distances(A, B, ord, tile)
+    out = A.new_empty(A.shape[0], dtype=tiles.state_dtype(A.dtype))
+    launch_finish_norm(partials, out, elements=1, how=("root", "max", "sum")[ord])
+    return out
+
+
+def _distances(A: Tensor, B: Tensor, ord: int, tile: tiles.DistanceTile) -> Tensor:  # noqa: A002
+    """Partial sums of squares, largest or sums ``[batch, blocks]``."""
     batch, m, n = A.shape
-    tile = tiles.distance(n)
     across = triton.cdiv(n, tile.SPAN)
     blocks = triton.cdiv(m, tile.BM) * across
     partials = A.new_empty((batch, blocks), dtype=torch.float64)
-    how = ("fro", "max", "1")[ord]
-    state = tiles.state_dtype(A.dtype)
     _distance_kernel[batch * blocks,](
         A, B, partials, m, n, *A.stride(), *B.stride(), across, blocks,
-        BM=tile.BM, BN=tile.BN, SPAN=tile.SPAN, ORD=how, T=dtype_of(state), num_warps=tile.warps,
+        BM=tile.BM, BN=tile.BN, SPAN=tile.SPAN, ORD=("fro", "max", "1")[ord], T=dtype_of(tiles.state_dtype(A.dtype)),
+        num_warps=tile.warps,
     )  # fmt: skip
-    out = A.new_empty(batch, dtype=state)
-    launch_finish_norm(partials, out, elements=1, how={"fro": "root", "max": "max", "1": "sum"}[how])
-    return out
+    return partials

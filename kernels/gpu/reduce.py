@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .state import Chunk
 from .tiles import padded
 
 
@@ -107,6 +108,14 @@ def _finish_rows_kernel(PARTIALS, LIMIT, SUMS, TAKEN, blocks, columns, BLOCK: tl
         tl.store(TAKEN + b, tl.maximum(limit, 0))
     if j <= limit:
         tl.store(SUMS + b * columns + j, sum_of_partials(PARTIALS + (b * columns + j) * blocks, blocks, BLOCK))
+
+
+def launch_finish_rows(partials: Tensor, chunk: Chunk) -> None:
+    """Sums and updates taken of a chunk, from ``partials [B, columns, blocks]``."""
+    batch, columns, blocks = partials.shape
+    _finish_rows_kernel[batch * columns,](
+        partials, chunk.limit, chunk.sums, chunk.taken, blocks, columns, BLOCK=min(padded(blocks), 1024), num_warps=4
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["columns"])

@@ -5,11 +5,14 @@ The product is made here, or by cuBLAS before (`PRODUCT` false: then this is one
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import tiles
+from . import search, tiles
 from .block import (
     can_describe,
     column_part,
@@ -119,3 +122,23 @@ def launch_residual(
         DESCRIPTOR=described, T=dtype_of(tiles.state_dtype(X.dtype)),
         PRECISION=tile.dot_precision, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
+
+
+def residual_tile(X: Tensor, M: Tensor | None, Y: Tensor | None, R: Tensor | None) -> ProductTile:
+    """The block shape for `launch_residual` with these."""
+    batch, m, n = X.shape
+    p = n if M is None else M.shape[2]
+    frozen = tiles.elementwise(p) if M is None else tiles.residual(batch, m, n, p, X.dtype)
+    factors = tuple(None if t is None else (t.shape[0], t.dtype) for t in (M, Y, R))
+    problem = batch, m, n, p, X.dtype, factors
+
+    def trial() -> Callable[[ProductTile], None]:
+        held = None if R is None else torch.empty_like(R)
+        return lambda tile: launch_residual(X, M, Y, held, new_partials(X, p, tile), tile)
+
+    return search.best(_residual_kernel, frozen, problem, trial)
+
+
+def new_partials(X: Tensor, p: int, tile: ProductTile) -> Tensor:
+    """Room for what `launch_residual` sums up: ``[batch, tiles]`` float64."""
+    return X.new_empty((X.shape[0], tile.count(X.shape[1], p)), dtype=torch.float64)

@@ -5,32 +5,18 @@ The product is made here, or by cuBLAS before (`PRODUCT` false: then R is ``R M^
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import rules
+from . import rules, search, tiles
 from .block import can_describe, column_part, descriptor, gradient_scale, load_block, product, rounded, store_block
 from .residual import block_of
+from .state import Solver
 from .tiles import ProductTile
-
-
-@dataclass(frozen=True, eq=False)
-class Solver:
-    """The tensors of a solver: X ``[B, m, n]``, its buffers, and its hyperparameters.
-
-    ``hyper``: momentum ``[B]`` of the heavy ball, whose only buffer is ``first``; of Adam the constants of its rule.
-    """
-
-    rule: str
-    X: Tensor
-    first: Tensor
-    second: Tensor
-    count: Tensor
-    lr: Tensor
-    hyper: Tensor
 
 
 @triton.jit
@@ -130,3 +116,19 @@ def launch_step(
         PRODUCT=M is not None, COPIES=copy is not None, DESCRIPTOR=described,
         PRECISION=tile.dot_precision, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
+
+
+def step_tile(R: Tensor, M: Tensor | None, solver: Solver, copy: Tensor | None, *, fro: bool) -> ProductTile:
+    """The block shape for `launch_step` with these."""
+    batch, m, n = solver.X.shape
+    p = R.shape[2]
+    frozen = tiles.elementwise(n) if M is None else tiles.step(batch, m, n, p, M.dtype, solver.rule)
+    problem = batch, m, n, p, R.dtype, solver.rule, None if M is None else M.shape[0], copy is not None, fro
+
+    def trial() -> Callable[[ProductTile], None]:
+        other, other_copy = solver.copy(), None if copy is None else copy.clone()
+        active = torch.ones(batch, dtype=torch.int32, device=R.device)
+        total = R.new_ones(batch, dtype=torch.float64)
+        return lambda tile: launch_step(R, M, other, other_copy, active, total, 1, tile, fro=fro)
+
+    return search.best(_step_kernel, frozen, problem, trial)

@@ -1,4 +1,4 @@
-"""Block shapes of every kernel, chosen by shape, precision and architecture; nothing is searched for.
+"""Block shapes of every kernel, chosen by shape, precision and architecture; ``search.py`` can start from them.
 
 The figures beside the thresholds are registers, and bytes of registers spilled, as the compilers report them;
 docs/gpu_kernels.md has them all.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import triton
@@ -74,6 +75,10 @@ def padded(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
+# What a search may change, and between which bounds.
+Free = dict[str, tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class SmallTile:
     """Small tier: the whole problem, padded; ``TILE`` columns of M are read at a time, BP of them once for all."""
@@ -83,6 +88,11 @@ class SmallTile:
     BP: int
     TILE: int
     warps: int
+
+    @property
+    def free(self) -> Free:
+        """The block that holds the problem is given."""
+        return {"TILE": (16, self.BP), "warps": (1, 8)}
 
 
 def small_limit(precision: str, *, heavy_ball: bool) -> int:
@@ -126,6 +136,8 @@ class RowTile:
     swap: bool = False
     stages: int = 2
     descriptor: bool = False
+
+    free: ClassVar[Free] = {"BM": (16, 256), "BP": (16, 256), "warps": (1, 16), "swap": (0, 1), "stages": (1, 4)}
 
 
 # By class of precision and BN, blocks loaded through pointers. Registers on sm_80 / sm_90 / sm_100 / gfx942.
@@ -200,14 +212,14 @@ def rows(batch: int, m: int, n: int, p: int, precision: str) -> RowTile | None:
         tile = _ROWS_GFX942.get(key, tile)
     elif here.has_descriptors:
         faster = _ROWS_BY_DESCRIPTOR.get(key)
-        if faster is not None and _fits(batch, m, n, faster):
+        if faster is not None and fits(batch, m, n, faster):
             tile = faster
     if tile is None or (batch * triton.cdiv(m, tile.BM) < LEAST_PROGRAMS and p > 2 * n):
         return None
     return tile
 
 
-def _fits(batch: int, m: int, n: int, tile: RowTile) -> bool:
+def fits(batch: int, m: int, n: int, tile: RowTile) -> bool:
     """Whether blocks of M and Y, over the rows of all problems, never reach into another problem."""
     return n == tile.BN and (batch == 1 or m % tile.BM == 0)
 
@@ -226,6 +238,14 @@ class ProductTile:
     dot_precision: str = "ieee"
 
     group = 8  # rows of tiles that run together: 8 x 256 columns of M in bf16 are 16 MB at n = 4,096, inside L2
+
+    @property
+    def free(self) -> Free:
+        """Without a product there is less to choose."""
+        if self.BK == 0:
+            return {"BM": (1, 64), "BN": (16, 2048), "warps": (1, 16)}
+        block = 16, 256
+        return {"BM": block, "BN": block, "BK": block, "warps": (1, 16), "stages": (1, 5), "parts": (1, self.BN // 16)}
 
     def count(self, rows: int, columns: int) -> int:
         """Tiles of a matrix."""
@@ -247,6 +267,11 @@ class DistanceTile:
     BN: int
     SPAN: int = 1024
     warps: int = 4
+
+    @property
+    def free(self) -> Free:
+        """A span is of whole blocks."""
+        return {"BM": (1, 256), "BN": (16, self.SPAN), "SPAN": (self.BN, 8192), "warps": (1, 16)}
 
 
 def distance(columns: int) -> DistanceTile:

@@ -56,6 +56,13 @@ def gpu_losses() -> ModuleType:
     return launch_loss
 
 
+def searches() -> bool:
+    """Whether the Triton launchers look for faster block shapes than those of their tables."""
+    from ..kernels.gpu import search
+
+    return search.requested()
+
+
 _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
 

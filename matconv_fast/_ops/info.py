@@ -77,7 +77,8 @@ def _cuda_info(index: int, forced_path: str | None) -> DeviceInfo:
         missing = "forced by MATCONV_FAST_BACKEND"
     if missing is not None:
         return DeviceInfo(f"cuda:{index}", name, "reference (PyTorch operators)", missing)
-    note = "Triton: solve, residual_loss, heavy_ball_step_, distance; reference: the rest"
+    shapes = "searched for (MATCONV_FAST_AUTOTUNE)" if backend.searches() else "from tables"
+    note = f"Triton: solve, residual_loss, heavy_ball_step_, distance; reference: the rest; block shapes {shapes}"
     return DeviceInfo(f"cuda:{index}", name, "triton (Triton kernels)", note)
 
 
