@@ -184,11 +184,18 @@ def per_problem(name: str, value: Tensor, batch: torch.Size, device: torch.devic
         raise ValueError(f"{name} must be 0-d or one value per problem {list(batch)}, got a {describe(value)}")
 
 
+def _are_one(X: Tensor, V: Tensor) -> bool:
+    """Whether they begin in the same place; a compiler's tensors have none."""
+    if torch.compiler.is_compiling() or X.numel() == 0:
+        return X is V
+    return V.untyped_storage().data_ptr() == X.untyped_storage().data_ptr() and V.data_ptr() == X.data_ptr()
+
+
 def writable_state(X: Tensor, V: Tensor, batch: torch.Size) -> None:
     """X and V that an in-place step can write to."""
     if V.shape != X.shape or V.dtype != X.dtype:
         raise ValueError(f"V must match X in shape and dtype, got {_list({'X': X, 'V': V})}")
-    if V.untyped_storage().data_ptr() == X.untyped_storage().data_ptr() and V.data_ptr() == X.data_ptr() and X.numel():
+    if _are_one(X, V):
         raise ValueError(f"X and V must not share memory, got {_list({'X': X, 'V': V})}")
     if X.shape[:-2] != batch:
         raise ValueError(f"X must hold the whole batch {list(batch)} to be updated in place, got a {describe(X)}")

@@ -57,7 +57,11 @@ def gradient_scale(loss: str, elements: int) -> float:
 
 def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> Tensor:
     """One loss per problem, differentiable by every tensor."""
-    R = residual(X, M, Y)
+    return loss_of_residual(residual(X, M, Y), loss)
+
+
+def loss_of_residual(R: Tensor, loss: str) -> Tensor:
+    """The loss from the residual."""
     if loss == "fro":
         return torch.linalg.vector_norm(R, dim=(-2, -1))  # its gradient is 0 at R = 0
     return loss_of_sums((R * R).sum((-2, -1)), loss, R.shape[-2] * R.shape[-1])
@@ -90,11 +94,7 @@ def heavy_ball_step(
     """``(X', V', loss before the step)``, differentiable by every tensor."""
     R = residual(X, M, Y)
     V = momentum[..., None, None] * V + loss_gradient(R, M, loss)
-    if loss == "fro":
-        before = torch.linalg.vector_norm(R, dim=(-2, -1))
-    else:
-        before = loss_of_sums((R * R).sum((-2, -1)), loss, R.shape[-2] * R.shape[-1])
-    return X - lr[..., None, None] * V, V, before
+    return X - lr[..., None, None] * V, V, loss_of_residual(R, loss)
 
 
 def _residual_into(R: Tensor, X: Tensor, M: Tensor | None, Y: Tensor) -> None:

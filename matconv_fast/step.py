@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import _checks, _reference
 from ._ops import heavy_ball_step_ as step_op
+from ._ops import loss_and_gradient, traced_step_
 
 
 def _prepare(
@@ -71,7 +72,9 @@ def heavy_ball_step(
     """
     batch, state, M32, Y32, rate, decay = _prepare(X, V, M, Y, lr, momentum, loss)
     _checks.momentum_buffer(X, V, batch)
-    X2, V2, before = _reference.heavy_ball_step(state, V.to(state.dtype), M32, Y32, rate, decay, loss)
+    before, gradient = loss_and_gradient(state, M32, Y32, loss)
+    V2 = decay[..., None, None] * V.to(state.dtype) + gradient
+    X2 = state - rate[..., None, None] * V2
     return X2.to(X.dtype), V2.to(V.dtype), before
 
 
@@ -120,6 +123,9 @@ def heavy_ball_step_(
     with torch.no_grad():
         batch, state, M32, Y32, rate, decay = _prepare(X, V, M, Y, lr, momentum, loss)
         _checks.writable_state(X, V, batch)
+        before = traced_step_(X, V, M, Y, lr, momentum, loss)
+        if before is not None:
+            return before
         X2, V2, before = _reference.heavy_ball_step(state, V.to(state.dtype), M32, Y32, rate, decay, loss)
         X.copy_(X2)
         V.copy_(V2)

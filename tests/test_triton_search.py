@@ -13,7 +13,7 @@ from matconv_fast._ops import backend
 if not backend.INTERPRETED:
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
-from matconv_fast.kernels.gpu import launch, search, tiles  # noqa: E402
+from matconv_fast.kernels.gpu import launch, search, tiles
 
 
 @pytest.fixture(autouse=True)

@@ -82,18 +82,18 @@ Tensor run_distance(const Tensor& A, const Tensor& B, int64_t ord) {
   return result;
 }
 
-// The distance; nothing for tensors that the kernel does not take: checks in Python would take longer than a small
-// distance, so whoever called looks closer only then.
-std::optional<Tensor> distance_op(const Tensor A, const Tensor B, int64_t ord) {
+// The distance; an undefined tensor for those that the kernel does not take: checks in Python would take longer than a
+// small distance, so whoever called looks closer only then.
+Tensor distance_op(const Tensor A, const Tensor B, int64_t ord) {
   const int64_t dim = A.dim();
   const ScalarType dtype = A.scalar_type();
   if ((dim != 2 && dim != 3) || B.dim() != dim || !A.is_cpu() || !B.is_cpu() || B.scalar_type() != dtype ||
       (dtype != ScalarType::Float && dtype != ScalarType::Double) || ord < kFrobenius || ord > kOne)
-    return std::nullopt;
+    return Tensor();
   for (int64_t d = 0; d < dim; ++d)
-    if (A.size(d) != B.size(d)) return std::nullopt;
+    if (A.size(d) != B.size(d)) return Tensor();
   for (const Tensor* t : {&A, &B})
-    if (t->stride(dim - 1) != 1 && t->size(dim - 1) > 1) return std::nullopt;
+    if (t->stride(dim - 1) != 1 && t->size(dim - 1) > 1) return Tensor();
   return dtype == ScalarType::Float ? run_distance<float>(A, B, ord) : run_distance<double>(A, B, ord);
 }
 

@@ -232,10 +232,10 @@ void adam_advance(const Tensor X, const Tensor first, const Tensor second, const
 }
 
 // One update of X and V [m, n] or [batch, m, n], in place; the loss before it. A matrix without a batch dimension
-// serves all problems. Nothing, and nothing is written, for tensors that the kernel does not take: whoever called looks
-// closer then, in Python, where the checks take longer than the step.
-std::optional<Tensor> heavy_ball_step_(const Tensor X, const Tensor V, const std::optional<Tensor> any_M,
-                                       const std::optional<Tensor> any_Y, double lr, double momentum, int64_t loss) {
+// serves all problems. An undefined tensor, and nothing is written, for those that the kernel does not take: whoever
+// called looks closer then, in Python, where the checks take longer than the step.
+Tensor heavy_ball_step_(const Tensor X, const Tensor V, const std::optional<Tensor> any_M,
+                        const std::optional<Tensor> any_Y, double lr, double momentum, int64_t loss) {
   const int64_t dim = X.dim();
   const ScalarType dtype = X.scalar_type();
   // M and Y as the kernels read them: contiguous, and float32 where they came in a lower precision than X
@@ -248,9 +248,9 @@ std::optional<Tensor> heavy_ball_step_(const Tensor X, const Tensor V, const std
     return result;
   };
   if (any_M.has_value() && (any_M->dim() < 2 || (any_Y.has_value() && any_Y->scalar_type() != any_M->scalar_type())))
-    return std::nullopt;
-  const std::optional<Tensor> M = readable(any_M), Y = readable(any_Y);
-  if ((dim != 2 && dim != 3) || (dtype != ScalarType::Float && dtype != ScalarType::Double)) return std::nullopt;
+    return Tensor();
+  std::optional<Tensor> M = readable(any_M), Y = readable(any_Y);
+  if ((dim != 2 && dim != 3) || (dtype != ScalarType::Float && dtype != ScalarType::Double)) return Tensor();
   const int64_t size = dim == 3 ? X.size(0) : 1, m = X.size(dim - 2), n = X.size(dim - 1);
   const int64_t p = M.has_value() ? M->size(M->dim() - 1) : n;
   const auto fits = [&](const Tensor& t, int64_t rows, int64_t columns) {
@@ -260,14 +260,15 @@ std::optional<Tensor> heavy_ball_step_(const Tensor X, const Tensor V, const std
   };
   if (!fits(X, m, n) || !fits(V, m, n) || V.dim() != dim || V.numel() != X.numel() ||
       (M.has_value() && !fits(*M, n, p)) || (Y.has_value() ? !fits(*Y, m, p) : m != p) || loss < kMse || loss > kFro)
-    return std::nullopt;
-  // what is written must not be read as something else
+    return Tensor();
   const auto overlap = [](const Tensor& a, const std::optional<Tensor>& b) {
     if (!b.has_value()) return false;
     const char *a_begin = static_cast<const char*>(a.data_ptr()), *b_begin = static_cast<const char*>(b->data_ptr());
     return a_begin < b_begin + b->numel() * b->element_size() && b_begin < a_begin + a.numel() * a.element_size();
   };
-  if (overlap(X, V) || overlap(X, M) || overlap(X, Y) || overlap(V, M) || overlap(V, Y)) return std::nullopt;
+  if (overlap(X, V)) return Tensor();
+  for (std::optional<Tensor>* t : {&M, &Y})  // what is written must not be read as something else
+    if (overlap(X, *t) || overlap(V, *t)) *t = torch::stable::clone(**t);
   const Tensor result = empty_values(X, dim == 3, size);
   with_dtype(dtype, "heavy_ball_step_", [&](auto zero) {
     using T = decltype(zero);

@@ -109,15 +109,16 @@ struct Residual {
   }
 };
 
-// Contract in matconv_fast/_ops/losses.py. Nothing, and nothing is written, for tensors that the kernel does not take.
-std::optional<Tensor> residual_products(const Tensor X, const std::optional<Tensor> M, const std::optional<Tensor> Y,
-                                        int64_t loss, const std::optional<Tensor> R_Mt,
-                                        const std::optional<Tensor> Xt_R, const std::optional<Tensor> R) {
+// Contract in matconv_fast/_ops/losses.py. An undefined tensor, and nothing is written, for those that the kernel does
+// not take.
+Tensor residual_products(const Tensor X, const std::optional<Tensor> M, const std::optional<Tensor> Y, int64_t loss,
+                         const std::optional<Tensor> R_Mt, const std::optional<Tensor> Xt_R,
+                         const std::optional<Tensor> R) {
   const int64_t dim = X.dim();
   const ScalarType dtype = X.scalar_type();
-  if ((dim != 2 && dim != 3) || (dtype != ScalarType::Float && dtype != ScalarType::Double)) return std::nullopt;
+  if ((dim != 2 && dim != 3) || (dtype != ScalarType::Float && dtype != ScalarType::Double)) return Tensor();
   const int64_t size = dim == 3 ? X.size(0) : 1, m = X.size(dim - 2), n = X.size(dim - 1);
-  if (M.has_value() && M->dim() != dim) return std::nullopt;
+  if (M.has_value() && M->dim() != dim) return Tensor();
   const int64_t p = M.has_value() ? M->size(dim - 1) : n;
   const auto fits = [&](const Tensor& t, int64_t rows, int64_t columns) {
     return t.is_cpu() && t.is_contiguous() && t.dim() == dim && t.size(dim - 2) == rows && t.size(dim - 1) == columns &&
@@ -131,7 +132,7 @@ std::optional<Tensor> residual_products(const Tensor X, const std::optional<Tens
   if (!fits(X, m, n) || (M.has_value() && (!fits(*M, n, p) || M->scalar_type() != dtype)) ||
       (Y.has_value() ? !fits(*Y, m, p) : m != p) || !(Y_dtype == dtype || (low && dtype == ScalarType::Float)) ||
       !output_fits(R_Mt, m, n) || !output_fits(Xt_R, n, p) || !output_fits(R, m, p) || loss < kMse || loss > kFro)
-    return std::nullopt;
+    return Tensor();
   const Tensor result = empty_values(X, dim == 3, size);
   with_dtype(dtype, "residual_products", [&](auto zero) {
     using T = decltype(zero);

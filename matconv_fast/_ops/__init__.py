@@ -8,8 +8,8 @@ from . import backend
 from .advance import advance
 from .chunk import finish_chunk
 from .distance import distance, kernel_distance
-from .losses import kernel_residual_loss, residual_loss
-from .step import heavy_ball_step_
+from .losses import kernel_residual_loss, loss_and_gradient, residual_loss
+from .step import heavy_ball_step_, traced_step_
 
 backend.load_native()
 
@@ -21,5 +21,7 @@ __all__ = [
     "heavy_ball_step_",
     "kernel_distance",
     "kernel_residual_loss",
+    "loss_and_gradient",
     "residual_loss",
+    "traced_step_",
 ]

@@ -24,8 +24,12 @@ _library.define(
 )
 _REFERENCES = {"heavy_ball": _reference.heavy_ball_advance, "adam": _reference.adam_advance}
 _TRITON = {
-    "heavy_ball": backend.on_its_device(lambda *arguments: backend.gpu().launch_heavy_ball_advance(*arguments)),
-    "adam": backend.on_its_device(lambda *arguments: backend.gpu().launch_adam_advance(*arguments)),
+    "heavy_ball": backend.on_its_device(
+        lambda *arguments: backend.gpu().launch_heavy_ball_advance(*arguments), _reference.heavy_ball_advance
+    ),
+    "adam": backend.on_its_device(
+        lambda *arguments: backend.gpu().launch_adam_advance(*arguments), _reference.adam_advance
+    ),
 }
 for _solver, _function in _REFERENCES.items():
     _library.impl(f"{_solver}_advance", _function, "CompositeExplicitAutograd")

@@ -69,14 +69,24 @@ _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 def is_plain(*tensors: object) -> bool:
     """Whether an operator without formulas may take these: tensors, parameters or None, and nothing at work on them.
 
-    A forward-mode tangent would be dropped, a batched tensor of ``torch.func.vmap`` has no memory of its own, and a
-    compiler does better with plain operators. Device and layout are the operator's to look at.
+    A forward-mode tangent would be dropped, and a batched tensor of ``torch.func.vmap`` has no memory of its own.
+    Device and layout are the operator's to look at. A compiler cannot follow what is asked here: see `is_opaque`.
     """
+    if torch.compiler.is_compiling():
+        return False
     for t in tensors:
         if type(t) not in _PLAIN:
             return False
-    return not (
-        forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+    return not (forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active())
+
+
+def is_opaque() -> bool:
+    """Whether a function that is being compiled is to hold the operator, and not the plain PyTorch that it stands for.
+
+    The operator never makes R, which a compiler cannot see how to do. What is exported runs where this package is not.
+    """
+    return torch.compiler.is_compiling() and not (
+        torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
     )
 
 
@@ -173,10 +183,15 @@ def call(operator: Callable[..., Any], interpreted: Callable[..., Any], *argumen
     return (interpreted if forced() == "triton" and INTERPRETED else operator)(*arguments)
 
 
-def on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
-    """A launcher that makes its first tensor's GPU the current one, which is where Triton launches."""
+def on_its_device(launcher: Callable[..., Any], reference: Callable[..., Any]) -> Callable[..., Any]:
+    """A launcher that makes its first tensor's GPU the current one, which is where Triton launches.
+
+    ``reference`` takes its place where Triton is missing or not wanted.
+    """
 
     def launch(first: Tensor, *rest: Any) -> Any:
+        if path(first.device.type) != "triton":
+            return reference(first, *rest)
         if first.device.type != "cuda" or first.device.index == torch.cuda.current_device():
             return launcher(first, *rest)
         with torch.cuda.device(first.device):

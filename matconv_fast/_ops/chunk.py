@@ -18,11 +18,11 @@ torch.library.register_fake("matconv_fast::finish_chunk", lambda *args: None, li
 _CODES = {name: getattr(_reference, name) for name in ("RUNNING", "CONVERGED", "DIVERGED", "NONFINITE")}
 
 
-@backend.on_its_device
-def _triton(*tensors: Tensor) -> None:
+def _launch(*tensors: Tensor) -> None:
     backend.gpu().launch_finish_chunk(*tensors, bail_factor=_reference.BAIL_FACTOR, codes=_CODES)
 
 
+_triton = backend.on_its_device(_launch, _reference.finish_chunk)
 _library.impl("finish_chunk", _triton, "CUDA")
 
 

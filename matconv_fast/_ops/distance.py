@@ -1,6 +1,8 @@
-"""``matconv_fast::distance``: ``||A - B||`` in one pass, where no gradient is asked for."""
+"""``matconv_fast::distance``: ``||A - B||`` in one pass, and its gradient."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,23 +11,21 @@ from .. import _checks, _reference
 from . import backend
 
 
-def _elsewhere(A: Tensor, B: Tensor, ord: int) -> Tensor | None:  # noqa: A002 - torch.linalg's own name
+def _elsewhere(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002 - torch.linalg's own name
     """On any other device; `kernel_distance` comes here with tensors that nobody has looked at."""
     _checks.pair(A, B)
-    if _checks.state_dtype(A.dtype) != A.dtype:
-        return None
     backend.path(A.device.type)  # says what runs
-    return _reference.distance(A, B, _reference.ORDS[ord])
+    dtype = _checks.state_dtype(A.dtype)
+    return _reference.distance(A.to(dtype), B.to(dtype), _reference.ORDS[ord])
 
 
-@backend.on_its_device
-def _triton(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002
+def _launch(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002
     """By the Triton kernel: any dtype and strides; `kernel_distance` comes here as it does to `_elsewhere`."""
     _checks.pair(A, B)
     if A.shape != B.shape:
         A, B = torch.broadcast_tensors(A, B)
     if A.numel() == 0:
-        return _reference.distance(A, B, _reference.ORDS[ord]).to(_checks.state_dtype(A.dtype))
+        return _elsewhere(A, B, ord)
     batch = A.shape[:-2]
     flat = (-1, *A.shape[-2:])
     return backend.gpu_losses().launch_distance(A.reshape(flat), B.reshape(flat), ord).view(batch)
@@ -38,7 +38,8 @@ def _fake(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002
 
 
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
-_library.define("distance(Tensor A, Tensor B, int ord) -> Tensor?")
+_library.define("distance(Tensor A, Tensor B, int ord) -> Tensor")
+_triton = backend.on_its_device(_launch, _elsewhere)
 _library.impl("distance", _elsewhere, "CompositeExplicitAutograd")
 _library.impl("distance", _triton, "CUDA")
 torch.library.register_fake("matconv_fast::distance", _fake, lib=_library)
@@ -65,8 +66,48 @@ def kernel_distance(A: Tensor, B: Tensor, ord: object) -> Tensor | None:  # noqa
 
 
 def distance(A: Tensor, B: Tensor, ord: str | int) -> Tensor:  # noqa: A002
-    """``||A - B||`` of float32 or float64 matrices ``[*, m, n]``; contract in ``_reference.py``."""
+    """``||A - B||`` of float32 or float64 matrices ``[*, m, n]``, differentiable; contract in ``_reference.py``."""
     if A.shape != B.shape:
         A, B = torch.broadcast_tensors(A, B)
-    found = kernel_distance(A, B, ord) if backend.path(A.device.type) != "reference" else None
-    return _reference.distance(A, B, ord) if found is None else found
+    opaque = backend.is_opaque()
+    if not opaque and (not backend.is_plain(A, B) or backend.path(A.device.type) == "reference"):
+        return _reference.distance(A, B, ord)
+    batch = A.shape[:-2]
+    if len(batch) > 1:
+        A, B = (t.reshape(-1, *t.shape[-2:]) for t in (A, B))
+    value = _Distance.apply(_with_rows(A), _with_rows(B), _reference.ORDS.index(ord))
+    return value.view(batch) if len(batch) > 1 else value
+
+
+def _with_rows(t: Tensor) -> Tensor:
+    """Elements of a row lie beside each other, as the C++ kernel reads them."""
+    return t if t.stride(-1) == 1 or t.shape[-1] <= 1 or t.is_cuda else t.contiguous()
+
+
+class _Distance(torch.autograd.Function):
+    """The kernel, with the gradient of plain PyTorch: 0 where A and B are equal, and shared by equal largest entries.
+
+    The gradient is made of differentiable operators, so that a second derivative is right.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002
+        value = backend.call(_kernel, _triton, A, B, ord)
+        ctx.ord = _reference.ORDS[ord]
+        ctx.save_for_backward(A, B, value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        A, B, value = ctx.saved_tensors
+        D = A - B
+        value, grad = value[..., None, None], grad[..., None, None]
+        if ctx.ord == "fro":
+            gradient = torch.where(value > 0, D / torch.where(value > 0, value, 1), 0.0) * grad
+        elif ctx.ord == "max":
+            largest = (D.abs() >= value).to(D.dtype)  # a kernel may take a denormal for 0
+            gradient = D.sgn() * largest * (grad / largest.sum((-2, -1), keepdim=True))
+        else:
+            gradient = D.sgn() * grad
+        needs_A, needs_B = ctx.needs_input_grad[:2]
+        return gradient if needs_A else None, -gradient if needs_B else None, None

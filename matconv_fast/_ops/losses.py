@@ -1,4 +1,7 @@
-"""``matconv_fast::residual_products``: the loss and, in the same pass, what its gradients are made of."""
+"""``matconv_fast::residual_products``: the loss and, in the same pass, what its gradients are made of.
+
+It stands behind two differentiable functions: the loss, and the loss with its gradient by X, which a step takes.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +16,21 @@ from . import backend
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
 _library.define(
     "residual_products(Tensor X, Tensor? M, Tensor? Y, int loss, Tensor(a!)? R_Mt, Tensor(b!)? Xt_R, Tensor(c!)? R) "
-    "-> Tensor?"
+    "-> Tensor"
 )
 
 
-def _elsewhere(
-    X: Tensor,
-    M: Tensor | None,
-    Y: Tensor | None,
-    loss: int,
-    R_Mt: Tensor | None,
-    Xt_R: Tensor | None,
-    R: Tensor | None,
-) -> Tensor | None:
+def _elsewhere(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor:
     """With ``R = X @ M - Y``: returns the loss, and fills what is given of ``R M^T``, ``X^T R`` and ``R``.
 
     On any device but a CPU; `kernel_residual_loss` comes here with tensors that nobody has looked at.
     """
     _checks.problem(X, M, Y)
-    if _checks.state_dtype(X.dtype) != X.dtype:
-        return None
     backend.path(X.device.type)  # says what runs
+    dtype = _checks.state_dtype(X.dtype)
+    X, M, Y = X.to(dtype), *(None if t is None else t.to(dtype) for t in (M, Y))
     residual = _reference.residual(X, M, Y)
+    R_Mt, Xt_R, R = outputs
     if R_Mt is not None:
         R_Mt.copy_(residual if M is None else residual @ M.mT)
     if Xt_R is not None:
@@ -44,24 +40,21 @@ def _elsewhere(
     return _reference.residual_loss(X, M, Y, _reference.LOSSES[loss])
 
 
-@backend.on_its_device
-def _triton(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor | None:
+def _launch(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor | None:
     """By Triton kernels; `kernel_residual_loss` comes here as it does to `_elsewhere`."""
     _checks.problem(X, M, Y)
     batch = X.shape[:-2]
     if any(t is not None and t.shape[:-2] != batch for t in (M, Y)):
         return None  # what broadcasts is for the reference
     if X.numel() == 0 or (M is not None and M.numel() == 0):
-        for output in outputs:
-            if output is not None:
-                output.zero_()
-        return _elsewhere(X.to(_checks.state_dtype(X.dtype)), M, Y, loss, None, None, None)
+        return _elsewhere(X, M, Y, loss, *outputs)
     operand = X.dtype if M is None else M.dtype  # X may be float32 where the others are not
     flat = [None if t is None else t.to(operand).reshape(-1, *t.shape[-2:]).contiguous() for t in (X, M, Y)]
     outputs = tuple(None if t is None else t.view(-1, *t.shape[-2:]) for t in outputs)
     return backend.gpu_losses().launch_residual_products(*flat, loss, *outputs).view(batch)
 
 
+_triton = backend.on_its_device(_launch, _elsewhere)
 _library.impl("residual_products", _elsewhere, "CompositeExplicitAutograd")
 _library.impl("residual_products", _triton, "CUDA")
 
@@ -73,8 +66,6 @@ def _fake(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Te
 
 
 torch.library.register_fake("matconv_fast::residual_products", _fake, lib=_library)
-
-
 _kernel = torch.ops.matconv_fast.residual_products.default
 
 
@@ -98,36 +89,64 @@ def kernel_residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: ob
 
 
 def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> Tensor:
-    """One loss per problem, differentiable by every tensor, which have been checked.
+    """One loss per problem, differentiable by every tensor, which have been checked."""
+    batch = X.shape[:-2]
+    flat = _for_kernels(X, M, Y)
+    if flat is None:
+        return _reference.residual_loss(*_wide(X, M, Y), loss)
+    X, M, Y = flat
+    index = _reference.LOSSES.index(loss)
+    if not (torch.is_grad_enabled() and backend.requires_grad(X, M, Y)):
+        value = _products(X, M, Y, index, None, None, None)
+    elif torch.compiler.is_compiling():
+        value = _TracedLoss.apply(X, M, Y, index)
+    else:
+        value = _ResidualLoss.apply(X, M, Y, index)
+    return value.view(batch) if len(batch) > 1 else value
 
-    The kernels take tensors of one batch shape; what broadcasts, and what a transform or a compiler looks at, goes to
-    the reference. Low precision is multiplied as it comes on a GPU; elsewhere in float32, but for a Y that needs no
-    gradient: as large as the residual that is never held, it is converted piece by piece.
+
+def loss_and_gradient(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient by X, both differentiable by every tensor, which have been checked."""
+    batch, shape = X.shape[:-2], X.shape
+    flat = _for_kernels(X, M, Y)
+    if flat is None:
+        X, M, Y = _wide(X, M, Y)
+        R = _reference.residual(X, M, Y)
+        return _reference.loss_of_residual(R, loss), _reference.loss_gradient(R, M, loss)
+    value, gradient = _LossAndGradient.apply(*flat, _reference.LOSSES.index(loss))
+    return (value.view(batch), gradient.view(shape)) if len(batch) > 1 else (value, gradient)
+
+
+_Problem = tuple[Tensor, "Tensor | None", "Tensor | None"]
+
+
+def _wide(X: Tensor, M: Tensor | None, Y: Tensor | None) -> _Problem:
+    dtype = _checks.state_dtype(X.dtype)
+    return X.to(dtype), None if M is None else M.to(dtype), None if Y is None else Y.to(dtype)
+
+
+def _for_kernels(X: Tensor, M: Tensor | None, Y: Tensor | None) -> _Problem | None:
+    """With one batch dimension or none, in dtypes that a kernel takes; None where the reference is to run.
+
+    The kernels take tensors of one batch shape; what broadcasts, and what a transform looks at, goes to the reference.
+    Low precision is multiplied as it comes on a GPU; elsewhere in float32, but for a Y that needs no gradient: as large
+    as the residual that is never held, it is converted piece by piece.
     """
     batch = X.shape[:-2]
-    path = backend.path(X.device.type)
-    if path != "triton":
-        dtype = _checks.state_dtype(X.dtype)
-        X, M = X.to(dtype), None if M is None else M.to(dtype)
-        Y = Y.to(dtype) if Y is not None and Y.requires_grad else Y
-    if (
-        path == "reference"
-        or not backend.is_plain(X, M, Y)
-        or backend.autocasts(X.device)
-        or any(t is not None and t.shape[:-2] != batch for t in (M, Y))
-    ):
-        dtype = _checks.state_dtype(X.dtype)
-        X, M, Y = X.to(dtype), *(None if t is None else t.to(dtype) for t in (M, Y))
-        return _reference.residual_loss(X, M, Y, loss)
-    if len(batch) > 1:
-        X = X.reshape(-1, *X.shape[-2:])
-        M, Y = (None if t is None else t.reshape(-1, *t.shape[-2:]) for t in (M, Y))
-    index = _reference.LOSSES.index(loss)
-    if torch.is_grad_enabled() and backend.requires_grad(X, M, Y):
-        value = _ResidualLoss.apply(X, M, Y, index)
+    if torch.compiler.is_compiling():
+        takes, low = backend.is_opaque(), X.is_cuda
     else:
-        value = _products(X, M, Y, index, None, None, None)
-    return value.view(batch) if len(batch) > 1 else value
+        path = backend.path(X.device.type)
+        takes, low = path != "reference" and backend.is_plain(X, M, Y), path == "triton"
+    if not takes or backend.autocasts(X.device) or any(t is not None and t.shape[:-2] != batch for t in (M, Y)):
+        return None
+    if not low:
+        as_given, (X, M, Y) = Y, _wide(X, M, Y)
+        if as_given is not None and not as_given.requires_grad:
+            Y = as_given
+    if len(batch) > 1:
+        X, M, Y = (None if t is None else t.reshape(-1, *t.shape[-2:]) for t in (X, M, Y))
+    return X, M, Y
 
 
 def _products(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor:
@@ -135,6 +154,28 @@ def _products(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs
     value = backend.call(_kernel, _triton, X.contiguous(), M, Y, loss, *outputs)
     assert value is not None  # whoever called has checked
     return value
+
+
+def _outputs(X: Tensor, M: Tensor | None, needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """Room for ``R M^T``, ``X^T R`` and ``R``, where the gradient of X, M or Y is needed."""
+    p = X.shape[-1] if M is None else M.shape[-1]
+    dtype = _checks.state_dtype(X.dtype)
+    operand = X.dtype if M is None else M.dtype  # what R is multiplied in, and held in
+    return (
+        X.new_empty(X.shape, dtype=dtype) if needed[0] else None,
+        X.new_empty(M.shape, dtype=dtype) if M is not None and needed[1] else None,
+        X.new_empty((*X.shape[:-1], p), dtype=operand) if needed[2] else None,
+    )
+
+
+def _scales(X: Tensor, M: Tensor | None, value: Tensor, grad: Tensor, loss: str) -> tuple[Tensor, Tensor, Tensor]:
+    """What turns `_outputs` into gradients of X, M and Y."""
+    elements = X.shape[-2] * (X.shape[-1] if M is None else M.shape[-1])
+    scale = grad * _reference.gradient_scale(loss, elements)
+    if loss == "fro":
+        scale = scale / torch.where(value > 0, value, 1)
+    scale = scale[..., None, None]
+    return scale, scale, -scale
 
 
 class _ResidualLoss(torch.autograd.Function):
@@ -148,22 +189,10 @@ class _ResidualLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int) -> Tensor:
         ctx.loss, ctx.needed = loss, ctx.needs_input_grad[:3]
-        ctx.products = _ResidualLoss.outputs(X, M, ctx.needed)
+        ctx.products = _outputs(X, M, ctx.needed)
         value = _products(X, M, Y, loss, *ctx.products)
         ctx.save_for_backward(X, M, Y, value)
         return value
-
-    @staticmethod
-    def outputs(X: Tensor, M: Tensor | None, needed: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
-        """Room for ``R M^T``, ``X^T R`` and ``R``, where the gradient of X, M or Y is needed."""
-        p = X.shape[-1] if M is None else M.shape[-1]
-        dtype = _checks.state_dtype(X.dtype)
-        operand = X.dtype if M is None else M.dtype  # what R is multiplied in, and held in
-        return (
-            X.new_empty(X.shape, dtype=dtype) if needed[0] else None,
-            X.new_empty(M.shape, dtype=dtype) if M is not None and needed[1] else None,
-            X.new_empty(*X.shape[:-1], p, dtype=operand) if needed[2] else None,
-        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -172,17 +201,31 @@ class _ResidualLoss(torch.autograd.Function):
             return *_differentiable_gradients(X, M, Y, ctx.loss, ctx.needed, grad), None
         products, ctx.products = ctx.products, None
         if products is None:
-            products = _ResidualLoss.outputs(X, M, ctx.needed)
+            products = _outputs(X, M, ctx.needed)
             _products(X, M, Y, ctx.loss, *products)
-        elements = X.shape[-2] * (X.shape[-1] if M is None else M.shape[-1])
-        scale = grad * _reference.gradient_scale(_reference.LOSSES[ctx.loss], elements)
-        if _reference.LOSSES[ctx.loss] == "fro":
-            scale = scale / torch.where(value > 0, value, 1)
-        scale = scale[..., None, None]
-        scales = scale, scale, -scale
+        scales = _scales(X, M, value, grad, _reference.LOSSES[ctx.loss])
         if not backend.is_plain(grad) or backend.is_batched(grad):
             return *(None if t is None else t * s for t, s in zip(products, scales, strict=True)), None
         return *(None if t is None else t.mul_(s) for t, s in zip(products, scales, strict=True)), None
+
+
+class _TracedLoss(torch.autograd.Function):
+    """As `_ResidualLoss`, for a compiler: it owns the memory, and decides itself what is written in place."""
+
+    @staticmethod
+    def forward(ctx: Any, X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int) -> Tensor:
+        needed = ctx.needs_input_grad[:3]
+        products = _outputs(X, M, needed)
+        value = _products(X, M, Y, loss, *products)
+        ctx.loss = loss
+        ctx.save_for_backward(X, M, value, *products)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        X, M, value, *products = ctx.saved_tensors
+        scales = _scales(X, M, value, grad, _reference.LOSSES[ctx.loss])
+        return *(None if t is None else t * s for t, s in zip(products, scales, strict=True)), None
 
 
 def _differentiable_gradients(
@@ -190,9 +233,50 @@ def _differentiable_gradients(
 ) -> list[Tensor | None]:
     # views, so that the gradient by each stays at it where one of them was made from another, or is another
     X, M, Y = X.view_as(X), None if M is None else M.view_as(M), None if Y is None else Y.view_as(Y)
-    dtype = _checks.state_dtype(X.dtype)
-    wide_M, wide_Y = (None if t is None else t.to(dtype) for t in (M, Y))
-    value = _reference.residual_loss(X.to(dtype), wide_M, wide_Y, _reference.LOSSES[loss])
+    value = _reference.residual_loss(*_wide(X, M, Y), _reference.LOSSES[loss])
     inputs = [t for t, wanted in zip((X, M, Y), needed, strict=True) if wanted and t is not None]
     gradients = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))
     return [next(gradients) if wanted else None for wanted in needed]
+
+
+class _LossAndGradient(torch.autograd.Function):
+    """The loss L and ``G = c R M^T`` in one pass.
+
+    With cotangents g of L and U of G, and ``W = U M``:
+
+        mse, sse:  Z = c (W + g R),                    dM = X^T Z + c U^T R
+        fro:       Z = (W - N <N, W>) / ||R|| + g N,   dM = X^T Z + U^T N,    N = R / ||R||, all 0 where R = 0
+        dX = Z M^T,  dY = -Z
+
+    The backward makes R again, by differentiable operators, so that second derivatives are right.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int) -> tuple[Tensor, Tensor]:
+        ctx.loss = _reference.LOSSES[loss]
+        (product, _, _) = outputs = _outputs(X, M, (True, False, False))
+        value = _products(X, M, Y, loss, *outputs)
+        ctx.save_for_backward(X, M, Y)
+        scale, _, _ = _scales(X, M, value, torch.ones_like(value), ctx.loss)
+        assert product is not None
+        return value, product * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, U: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        X, M, Y = _wide(*ctx.saved_tensors)
+        needs_X, needs_M, needs_Y = ctx.needs_input_grad[:3]
+        R = _reference.residual(X, M, Y)
+        W = U if M is None else U @ M
+        grad = grad[..., None, None]
+        if ctx.loss == "fro":
+            norm = torch.linalg.vector_norm(R, dim=(-2, -1), keepdim=True)
+            scale = torch.where(norm > 0, 1 / torch.where(norm > 0, norm, 1), 0)
+            N = R * scale
+            Z = (W - N * (N * W).sum((-2, -1), keepdim=True)) * scale + grad * N
+        else:
+            c = _reference.gradient_scale(ctx.loss, R.shape[-2] * R.shape[-1])
+            N = c * R
+            Z = c * W + grad * N
+        dX = None if not needs_X else Z if M is None else Z @ M.mT
+        dM = X.mT @ Z + U.mT @ N if M is not None and needs_M else None
+        return dX, dM, -Z if needs_Y else None, None

@@ -13,12 +13,31 @@ from . import backend
 
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
 _library.define(
-    "heavy_ball_step_(Tensor(a!) X, Tensor(b!) V, Tensor? M, Tensor? Y, float lr, float momentum, int loss) -> Tensor?"
+    "heavy_ball_step_(Tensor(a!) X, Tensor(b!) V, Tensor? M, Tensor? Y, float lr, float momentum, int loss) -> Tensor"
 )
 
 
-@backend.on_its_device
-def _triton(
+def _elsewhere(
+    X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: float, momentum: float, loss: int
+) -> Tensor | None:
+    """By plain PyTorch; nothing has been checked before. None for low precision, whose X needs more than this."""
+    for name, t in (("X", X), ("V", V)):
+        _checks.matrix(name, t)
+    batch, *_ = _checks.problem(X, M, Y)
+    _checks.same_device(X=X, V=V)
+    _checks.writable_state(X, V, batch)
+    if _checks.state_dtype(X.dtype) != X.dtype:
+        return None
+    backend.path(X.device.type)  # says what runs
+    factors = (None if t is None else t.to(X.dtype) for t in (M, Y))
+    rates = (X.new_full((), value) for value in (lr, momentum))
+    X2, V2, before = _reference.heavy_ball_step(X, V, *factors, *rates, _reference.LOSSES[loss])
+    X.copy_(X2)
+    V.copy_(V2)
+    return before
+
+
+def _launch(
     X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: float, momentum: float, loss: int
 ) -> Tensor | None:
     """By Triton kernels, where all tensors are as they take them; nothing has been checked before."""
@@ -32,11 +51,13 @@ def _triton(
         or V.shape != X.shape
         or (M is not None and M.shape != (*batch, X.shape[-1], p))
         or (Y is not None and Y.shape != (*batch, X.shape[-2], p))
+        or (Y is None and X.shape[-2] != p)
         or any(_checks.state_dtype(t.dtype) != X.dtype or t.dtype != factors[0].dtype for t in factors)
         or not all(t.is_contiguous() and t.device == X.device for t in (X, V, *factors))
-        or not _apart(X, V, *factors)
+        or _overlap(X, V)
     ):
         return None
+    M, Y = (t.clone() if t is not None and (_overlap(t, X) or _overlap(t, V)) else t for t in (M, Y))
     flat = [None if t is None else t.view(-1, *t.shape[-2:]) for t in (X, V, M, Y)]
     if Y is None:
         dtype = X.dtype if M is None else M.dtype
@@ -44,13 +65,20 @@ def _triton(
     return backend.gpu().launch_heavy_ball_step_(*flat, lr, momentum, loss).view(batch)
 
 
-def _apart(*tensors: Tensor) -> bool:
-    """Whether no two lie in the same memory."""
-    return len({t.untyped_storage().data_ptr() for t in tensors}) == len(tensors)
+def _overlap(A: Tensor, B: Tensor) -> bool:
+    """Whether two contiguous tensors share memory."""
+    return A.data_ptr() < B.data_ptr() + B.nbytes and B.data_ptr() < A.data_ptr() + A.nbytes
 
 
-_library.impl("heavy_ball_step_", lambda *args: None, "CompositeExplicitAutograd")
+def _fake(X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, *_: Any) -> Tensor:
+    _checks.same_device(X=X, V=V, M=M, Y=Y)
+    return X.new_empty(X.shape[:-2])
+
+
+_triton = backend.on_its_device(_launch, _elsewhere)
+_library.impl("heavy_ball_step_", _elsewhere, "CompositeExplicitAutograd")
 _library.impl("heavy_ball_step_", _triton, "CUDA")
+torch.library.register_fake("matconv_fast::heavy_ball_step_", _fake, lib=_library)
 _kernel = torch.ops.matconv_fast.heavy_ball_step_.default
 _NUMBERS = (float, int)
 
@@ -86,3 +114,26 @@ def heavy_ball_step_(
     if before is not None:
         increment_version((X, V))
     return before
+
+
+def traced_step_(
+    X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: Any, momentum: Any, loss: str
+) -> Tensor | None:
+    """As `heavy_ball_step_`, in a function that is being compiled, of tensors that have been checked."""
+    factors = [t for t in (M, Y) if t is not None]
+    batch = X.shape[:-2]
+    if not (
+        backend.is_opaque()
+        and isinstance(lr, _NUMBERS)
+        and isinstance(momentum, _NUMBERS)
+        and X.dtype in (torch.float32, torch.float64)
+        and X.numel() > 0
+        and X.ndim < 4
+        and all(t.shape[:-2] == batch and t.shape[-1] > 0 for t in factors)
+        and all(t.dtype == factors[0].dtype for t in factors)
+        and X.is_contiguous()
+        and V.is_contiguous()
+    ):
+        return None
+    M, Y = (None if t is None else t.contiguous() for t in (M, Y))
+    return _kernel(X, V, M, Y, lr, momentum, _reference.LOSSES.index(loss))
