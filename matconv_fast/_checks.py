@@ -22,8 +22,15 @@ def describe(value: object) -> str:
 def matrix(name: str, value: Any) -> None:
     """A real floating-point dense matrix or a batch of them."""
     if not isinstance(value, Tensor):
-        hint = "; torch.as_tensor converts it" if hasattr(value, "__array__") or isinstance(value, list) else ""
+        if hasattr(value, "__array__") or isinstance(value, list):
+            hint = "; torch.as_tensor converts it"
+        else:
+            hint = "; torch.from_dlpack takes it over" if hasattr(value, "__dlpack__") else ""
         raise TypeError(f"{name} must be a torch.Tensor, got {describe(value)}{hint}")
+    if value.is_nested:
+        raise TypeError(f"{name} must be dense, got a nested tensor; {name}.to_padded_tensor(0.0) converts it")
+    if isinstance(value, torch.masked.MaskedTensor):
+        raise TypeError(f"{name} must be dense, got a masked tensor; {name}.to_tensor(0.0) converts it")
     if value.layout != torch.strided:
         raise TypeError(f"{name} must be dense, got layout {value.layout}; {name}.to_dense() converts it")
     if value.dtype not in DTYPES:

@@ -72,7 +72,7 @@ def loss_gradient(R: Tensor, M: Tensor | None, loss: str) -> Tensor:
     R = R * gradient_scale(loss, R.shape[-2] * R.shape[-1])
     if loss == "fro":
         norm = torch.linalg.vector_norm(R, dim=(-2, -1), keepdim=True)
-        R = R / torch.where(norm > 0, norm, 1)
+        R = R / torch.where(norm > 0, norm, torch.inf)  # so that its derivative is 0 at R = 0, too
     return R if M is None else R @ M.mT
 
 

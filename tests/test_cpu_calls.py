@@ -207,13 +207,3 @@ def test_what_is_no_dense_tensor_of_one_dtype_on_a_cpu_is_refused():
     for M in (A[None], A[0], A[0, 0]):
         with pytest.raises(ValueError, match=r"X must hold|must be a matrix|M \[\*, n, p\]"):
             mcf.heavy_ball_step_(A.clone(), torch.zeros(3, 3), M, lr=0.1, momentum=0.9)
-
-
-def test_the_operators_are_well_made():
-    X, M, Y = rand(2, 3, 4), rand(2, 4, 5, seed=1), rand(2, 3, 5, seed=2)
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor")  # a compiler gets the reference
-    outputs = torch.zeros(2, 3, 4).double(), torch.zeros(2, 4, 5).double(), torch.zeros(2, 3, 5).double()
-    for arguments in ((X, M, Y, 0, None, None, None), (X, M, Y, 1, *outputs), (X[0], None, X[1], 2, None, None, None)):
-        torch.library.opcheck(torch.ops.matconv_fast.residual_products.default, arguments, test_utils=tests)
-    arguments = (X, torch.zeros_like(X), M, Y, 0.1, 0.9, 0)
-    torch.library.opcheck(torch.ops.matconv_fast.heavy_ball_step_.default, arguments, test_utils=tests)

@@ -112,11 +112,3 @@ def test_function_transforms(path, norm):
         dual = of_A(torch.autograd.forward_ad.make_dual(A, direction))
         torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
     torch.testing.assert_close(torch.func.vmap(of_A)(torch.stack([A, B])), torch.stack([of_A(A), of_A(B)]))
-
-
-def test_the_operator_is_well_made():
-    A, B = pair(3, 5, 7)
-    for sample in ((A, B, 0), (A[0], B[0], 1), (A.mT.contiguous().mT[:, :, :1], B[:, :, :1], 2), (A[:0], B[:0], 0)):
-        torch.library.opcheck(torch.ops.matconv_fast.distance.default, sample)
-    for arguments in ((A, B[:2], 0), (A.mT, B.mT, 0), (A, B.double(), 0), (A.half(), B.half(), 0), (A, B, 3)):
-        assert torch.ops.matconv_fast.distance(*arguments) is None  # the kernel does not take them

@@ -25,10 +25,13 @@ LAYERS = [
     ["matconv_fast._reference"],
     ["matconv_fast._checks", "matconv_fast._ops"],
     ["matconv_fast.losses", "matconv_fast.distance", "matconv_fast.step"],
-    [f"matconv_fast.solve.{name}" for name in ("status", "options", "problem", "solver", "spectrum", "convergence")],
     [
         f"matconv_fast.solve.{name}"
-        for name in ("heavy_ball", "adam", "progress", "flags", "graph", "loop", "diagnosis")
+        for name in ("status", "options", "problem", "solver", "spectrum", "convergence", "saved")
+    ],
+    [
+        f"matconv_fast.solve.{name}"
+        for name in ("heavy_ball", "adam", "progress", "flags", "graph", "phases", "loop", "diagnosis", "implicit")
     ],
     ["matconv_fast.plotting"],
     ["matconv_fast.solve"],

@@ -166,7 +166,7 @@ def unused_entries(entries: set[Entry]) -> list[str]:
 def _as_in_table(tile: Any) -> Any:
     """Without what the ladder of products sets beside the table."""
     if isinstance(tile, tiles.ProductTile):
-        return replace(tile, stages=0, descriptor=False, dot_precision="")
+        return replace(tile, stages=0, descriptor=False, dot_precision="", all_registers=False)
     return tile
 
 
@@ -188,9 +188,9 @@ def _asked(precision: str, batch: int, m: int, n: int, p: int) -> Iterator[Entry
     for rule, loss in (*SOLVES, ("heavy_ball", FRO)):
         way = advance_way(rule, loss, precision, batch, m, n, p, product=True)
         if way == "small":
-            tile = tiles.small(m, n, p)
+            tile = tiles.small(m, n, p, heavy_ball=rule == "heavy_ball")
             if len({m, n, p}) == 1:  # any mix of sizes is compiled on demand
-                yield Entry("_advance_small_kernel", precision, tile)
+                yield Entry("_advance_small_kernel", precision, tile, rule)
         elif way == "rows":
             yield Entry("_advance_rows_kernel", precision, tiles.rows(batch, m, n, p, precision))
         elif way == "tiled":

@@ -84,16 +84,23 @@ Tensor run_distance(const Tensor& A, const Tensor& B, int64_t ord) {
 
 // The distance; an undefined tensor for those that the kernel does not take: checks in Python would take longer than a
 // small distance, so whoever called looks closer only then.
-Tensor distance_op(const Tensor A, const Tensor B, int64_t ord) {
-  const int64_t dim = A.dim();
-  const ScalarType dtype = A.scalar_type();
-  if ((dim != 2 && dim != 3) || B.dim() != dim || !A.is_cpu() || !B.is_cpu() || B.scalar_type() != dtype ||
-      (dtype != ScalarType::Float && dtype != ScalarType::Double) || ord < kFrobenius || ord > kOne)
+Tensor distance_op(const Tensor any_A, const Tensor any_B, int64_t ord) {
+  const int64_t dim = any_A.dim();
+  const ScalarType dtype = any_A.scalar_type();
+  if ((dim != 2 && dim != 3) || any_B.dim() != dim || !any_A.is_cpu() || !any_B.is_cpu() ||
+      any_B.scalar_type() != dtype || (dtype != ScalarType::Float && dtype != ScalarType::Double) || ord < kFrobenius ||
+      ord > kOne)
     return Tensor();
   for (int64_t d = 0; d < dim; ++d)
-    if (A.size(d) != B.size(d)) return Tensor();
-  for (const Tensor* t : {&A, &B})
-    if (t->stride(dim - 1) != 1 && t->size(dim - 1) > 1) return Tensor();
+    if (any_A.size(d) != any_B.size(d)) return Tensor();
+  const auto lies_along = [&](const Tensor& t, int64_t d) { return t.stride(d) == 1 || t.size(d) <= 1; };
+  const bool rows = lies_along(any_A, dim - 1) && lies_along(any_B, dim - 1);
+  const bool columns = !rows && lies_along(any_A, dim - 2) && lies_along(any_B, dim - 2);  // no norm minds which
+  const auto laid_out = [&](const Tensor& t) {
+    if (columns) return torch::stable::transpose(t, dim - 2, dim - 1);
+    return lies_along(t, dim - 1) ? t : torch::stable::contiguous(t);
+  };
+  const Tensor A = laid_out(any_A), B = laid_out(any_B);
   return dtype == ScalarType::Float ? run_distance<float>(A, B, ord) : run_distance<double>(A, B, ord);
 }
 

@@ -74,6 +74,25 @@ inline void check(const Tensor& t, ScalarType dtype, int64_t first_size, const c
   STD_TORCH_CHECK(t.scalar_type() == dtype && t.size(0) == first_size, op, ": a tensor has the wrong dtype or batch");
 }
 
+// The tensor itself, or a contiguous copy.
+inline Tensor readable(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline std::optional<Tensor> readable(const std::optional<Tensor>& t) {
+  return t.has_value() ? std::optional<Tensor>(readable(*t)) : t;
+}
+
+// What a kernel updates: the tensor itself where it is contiguous, else a copy that `put_back` writes to it.
+class Updated {
+ public:
+  explicit Updated(const Tensor& t) : target_(t), memory_(readable(t)) {}
+  const Tensor& get() const { return memory_; }
+  void put_back() {
+    if (!target_.is_contiguous()) torch::stable::copy_(target_, memory_);
+  }
+
+ private:
+  Tensor target_, memory_;
+};
+
 // A tensor for one value per problem: no dimension for one problem, [size] for a batch. new_empty takes 2 us more.
 inline Tensor empty_values(const Tensor& like, bool batched, int64_t size) {
   const int64_t stride = 1;

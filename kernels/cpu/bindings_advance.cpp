@@ -193,12 +193,15 @@ struct Chunk {
   }
 };
 
-void heavy_ball_advance(const Tensor X, const Tensor V, const std::optional<Tensor> M, const Tensor Y, const Tensor lr,
-                        const Tensor momentum, const Tensor limit, const Tensor threshold, const Tensor bail,
-                        const Tensor sums, const Tensor taken, const std::optional<Tensor> R, int64_t loss,
-                        int64_t way) {
+void heavy_ball_advance(const Tensor any_X, const Tensor any_V, const std::optional<Tensor> any_M, const Tensor any_Y,
+                        const Tensor lr, const Tensor momentum, const Tensor limit, const Tensor threshold,
+                        const Tensor bail, const Tensor any_sums, const Tensor taken, const std::optional<Tensor> R,
+                        int64_t loss, int64_t way) {
   constexpr const char* op = "heavy_ball_advance";
-  const Chunk chunk{X, V, M, Y, lr, limit, threshold, bail, sums, taken, R, loss, way};
+  Updated updated_X(any_X), updated_V(any_V), updated_sums(any_sums);
+  const Tensor &X = updated_X.get(), &V = updated_V.get(), Y = readable(any_Y);
+  const std::optional<Tensor> M = readable(any_M);
+  const Chunk chunk{X, V, M, Y, lr, limit, threshold, bail, updated_sums.get(), taken, R, loss, way};
   chunk.check(op);
   check(momentum, X.scalar_type(), X.size(0), op);
   with_dtype(X.scalar_type(), op, [&](auto zero) {
@@ -207,14 +210,19 @@ void heavy_ball_advance(const Tensor X, const Tensor V, const std::optional<Tens
     batch.momentum = read<T>(momentum);
     Advance<T>{X, V, M, batch, typed_kernels(T()).advance.heavy_ball, X.size(0), 1, R}.run(way);
   });
+  for (Updated* t : {&updated_X, &updated_V, &updated_sums}) t->put_back();
 }
 
-void adam_advance(const Tensor X, const Tensor first, const Tensor second, const Tensor count,
-                  const std::optional<Tensor> M, const Tensor Y, const Tensor lr, double first_decay,
+void adam_advance(const Tensor any_X, const Tensor any_first, const Tensor any_second, const Tensor count,
+                  const std::optional<Tensor> any_M, const Tensor any_Y, const Tensor lr, double first_decay,
                   double second_decay, double eps, const Tensor limit, const Tensor threshold, const Tensor bail,
-                  const Tensor sums, const Tensor taken, const std::optional<Tensor> R, int64_t loss, int64_t way) {
+                  const Tensor any_sums, const Tensor taken, const std::optional<Tensor> R, int64_t loss, int64_t way) {
   constexpr const char* op = "adam_advance";
-  const Chunk chunk{X, first, M, Y, lr, limit, threshold, bail, sums, taken, R, loss, way};
+  Updated updated_X(any_X), updated_first(any_first), updated_second(any_second), updated_sums(any_sums);
+  const Tensor &X = updated_X.get(), &first = updated_first.get(), &second = updated_second.get();
+  const Tensor Y = readable(any_Y);
+  const std::optional<Tensor> M = readable(any_M);
+  const Chunk chunk{X, first, M, Y, lr, limit, threshold, bail, updated_sums.get(), taken, R, loss, way};
   chunk.check(op);
   STD_TORCH_CHECK(way != kLanes, op, ": Adam does not run in lanes");
   check(second, X.scalar_type(), X.size(0), op);
@@ -229,27 +237,46 @@ void adam_advance(const Tensor X, const Tensor first, const Tensor second, const
     for (int64_t b = 0; b < X.size(0); ++b)
       if (batch.runs(b)) write<double>(count)[b] += static_cast<double>(batch.taken[b]);
   });
+  for (Updated* t : {&updated_X, &updated_first, &updated_second, &updated_sums}) t->put_back();
+}
+
+// Whether two tensors may share memory: whether the stretches from their first to their last elements meet.
+bool overlap(const Tensor& a, const Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0) return false;
+  const auto end = [](const Tensor& t) {
+    int64_t last = 0;
+    for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+    return static_cast<const char*>(t.data_ptr()) + (last + 1) * t.element_size();
+  };
+  return static_cast<const char*>(a.data_ptr()) < end(b) && static_cast<const char*>(b.data_ptr()) < end(a);
 }
 
 // One update of X and V [m, n] or [batch, m, n], in place; the loss before it. A matrix without a batch dimension
 // serves all problems. An undefined tensor, and nothing is written, for those that the kernel does not take: whoever
 // called looks closer then, in Python, where the checks take longer than the step.
-Tensor heavy_ball_step_(const Tensor X, const Tensor V, const std::optional<Tensor> any_M,
+Tensor heavy_ball_step_(const Tensor any_X, const Tensor any_V, const std::optional<Tensor> any_M,
                         const std::optional<Tensor> any_Y, double lr, double momentum, int64_t loss) {
-  const int64_t dim = X.dim();
-  const ScalarType dtype = X.scalar_type();
+  const int64_t dim = any_X.dim();
+  const ScalarType dtype = any_X.scalar_type();
+  // elements that share memory cannot be written to, and a tensor elsewhere has no business here
+  const auto writable = [](const Tensor& t) {
+    if (!t.is_cpu()) return false;
+    for (int64_t d = 0; d < t.dim(); ++d)
+      if (t.stride(d) == 0 && t.size(d) > 1) return false;
+    return true;
+  };
+  if (!writable(any_X) || !writable(any_V)) return Tensor();
+  Updated updated_X(any_X), updated_V(any_V);
+  const Tensor &X = updated_X.get(), &V = updated_V.get();
   // M and Y as the kernels read them: contiguous, and float32 where they came in a lower precision than X
-  const auto readable = [&](const std::optional<Tensor>& t) {
+  const auto widened = [&](const std::optional<Tensor>& t) {
     if (!t.has_value() || !t->is_cpu()) return t;
     const bool low = t->scalar_type() == ScalarType::BFloat16 || t->scalar_type() == ScalarType::Half;
-    std::optional<Tensor> result = t;
-    if (low && dtype == ScalarType::Float) result = torch::stable::to(*result, ScalarType::Float);
-    if (!result->is_contiguous()) result = torch::stable::contiguous(*result);
-    return result;
+    return readable(low && dtype == ScalarType::Float ? torch::stable::to(*t, ScalarType::Float) : t);
   };
   if (any_M.has_value() && (any_M->dim() < 2 || (any_Y.has_value() && any_Y->scalar_type() != any_M->scalar_type())))
     return Tensor();
-  std::optional<Tensor> M = readable(any_M), Y = readable(any_Y);
+  std::optional<Tensor> M = widened(any_M), Y = widened(any_Y);
   if ((dim != 2 && dim != 3) || (dtype != ScalarType::Float && dtype != ScalarType::Double)) return Tensor();
   const int64_t size = dim == 3 ? X.size(0) : 1, m = X.size(dim - 2), n = X.size(dim - 1);
   const int64_t p = M.has_value() ? M->size(M->dim() - 1) : n;
@@ -261,14 +288,9 @@ Tensor heavy_ball_step_(const Tensor X, const Tensor V, const std::optional<Tens
   if (!fits(X, m, n) || !fits(V, m, n) || V.dim() != dim || V.numel() != X.numel() ||
       (M.has_value() && !fits(*M, n, p)) || (Y.has_value() ? !fits(*Y, m, p) : m != p) || loss < kMse || loss > kFro)
     return Tensor();
-  const auto overlap = [](const Tensor& a, const std::optional<Tensor>& b) {
-    if (!b.has_value()) return false;
-    const char *a_begin = static_cast<const char*>(a.data_ptr()), *b_begin = static_cast<const char*>(b->data_ptr());
-    return a_begin < b_begin + b->numel() * b->element_size() && b_begin < a_begin + a.numel() * a.element_size();
-  };
-  if (overlap(X, V)) return Tensor();
+  if (overlap(any_X, any_V)) return Tensor();
   for (std::optional<Tensor>* t : {&M, &Y})  // what is written must not be read as something else
-    if (overlap(X, *t) || overlap(V, *t)) *t = torch::stable::clone(**t);
+    if (t->has_value() && (overlap(X, **t) || overlap(V, **t))) *t = torch::stable::clone(**t);
   const Tensor result = empty_values(X, dim == 3, size);
   with_dtype(dtype, "heavy_ball_step_", [&](auto zero) {
     using T = decltype(zero);
@@ -302,6 +324,8 @@ Tensor heavy_ball_step_(const Tensor X, const Tensor V, const std::optional<Tens
     }
     for (int64_t b = 0; b < size; ++b) write<T>(result)[b] = static_cast<T>(loss_of(sums[2 * b], loss, elements));
   });
+  updated_X.put_back();
+  updated_V.put_back();
   return result;
 }
 

@@ -111,9 +111,13 @@ struct Residual {
 
 // Contract in matconv_fast/_ops/losses.py. An undefined tensor, and nothing is written, for those that the kernel does
 // not take.
-Tensor residual_products(const Tensor X, const std::optional<Tensor> M, const std::optional<Tensor> Y, int64_t loss,
-                         const std::optional<Tensor> R_Mt, const std::optional<Tensor> Xt_R,
+Tensor residual_products(const Tensor any_X, const std::optional<Tensor> any_M, const std::optional<Tensor> any_Y,
+                         int64_t loss, const std::optional<Tensor> R_Mt, const std::optional<Tensor> Xt_R,
                          const std::optional<Tensor> R) {
+  if (!any_X.is_cpu() || (any_M.has_value() && !any_M->is_cpu()) || (any_Y.has_value() && !any_Y->is_cpu()))
+    return Tensor();
+  const Tensor X = readable(any_X);
+  const std::optional<Tensor> M = readable(any_M), Y = readable(any_Y);
   const int64_t dim = X.dim();
   const ScalarType dtype = X.scalar_type();
   if ((dim != 2 && dim != 3) || (dtype != ScalarType::Float && dtype != ScalarType::Double)) return Tensor();
@@ -178,7 +182,14 @@ Tensor residual_products(const Tensor X, const std::optional<Tensor> M, const st
   return result;
 }
 
+Tensor residual_loss(const Tensor X, const std::optional<Tensor> M, const std::optional<Tensor> Y, int64_t loss) {
+  return residual_products(X, M, Y, loss, std::nullopt, std::nullopt, std::nullopt);
+}
+
 }  // namespace
 }  // namespace mcf
 
-STABLE_TORCH_LIBRARY_IMPL(matconv_fast, CPU, m) { m.impl("residual_products", TORCH_BOX(&mcf::residual_products)); }
+STABLE_TORCH_LIBRARY_IMPL(matconv_fast, CPU, m) {
+  m.impl("residual_loss", TORCH_BOX(&mcf::residual_loss));
+  m.impl("residual_products", TORCH_BOX(&mcf::residual_products));
+}

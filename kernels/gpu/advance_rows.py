@@ -172,5 +172,6 @@ def _launch(solver: Solver, M: Tensor, Y: Tensor, chunk: Chunk, tile: RowTile) -
         m, n, p, M_rows, Y_rows, blocks, chunk.columns, high, 1 / high, scale / high,
         BM=tile.BM, BN=tile.BN, BP=tile.BP, SWAP=tile.swap, STAGES=tile.stages, DESCRIPTOR=tile.descriptor,
         OPERAND=dtype_of(M.dtype), PRECISION=tiles.dot_precision(tiles.precision(M.dtype)), num_warps=tile.warps,
+        **tile.registers,
     )  # fmt: skip
     launch_finish_rows(partials, chunk)

@@ -114,7 +114,8 @@ def launch_small(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, *, l
         other, few = solver.copy(), Chunk.of(solver.X, search.UPDATES, chunk.loss)
         return lambda tile: _launch(other, M, Y, few, tile, last=last)
 
-    tile = search.best(_advance_small_kernel, tiles.small(m, n, p), problem, trial)
+    frozen = tiles.small(m, n, p, heavy_ball=solver.rule == "heavy_ball")
+    tile = search.best(_advance_small_kernel, frozen, problem, trial)
     _launch(solver, M, Y, chunk, tile, last=last)
 
 
@@ -128,5 +129,5 @@ def _launch(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, tile: Sma
         chunk.elements(m, p), chunk.columns,
         BM=tile.BM, BN=tile.BN, BP=tile.BP, TILE=tile.TILE, RULE=solver.rule, COUPLED=chunk.loss == FRO,
         PRODUCT=M is not None, LAST=last, PRECISION=tiles.dot_precision(tiles.precision(Y.dtype)),
-        num_warps=tile.warps, num_stages=1, **tiles.all_registers(),
+        num_warps=tile.warps, num_stages=1, **tile.registers,
     )  # fmt: skip

@@ -84,6 +84,6 @@ def _launch(X: Tensor, M: Tensor, Y: Tensor | None, G: Tensor, tile: RowTile) ->
         *X.stride(), *M.stride(), *(M if Y is None else Y).stride(), *G.stride(), blocks,
         BM=tile.BM, BN=tile.BN, BP=tile.BP, HAS_Y=Y is not None, STAGES=tile.stages,
         PRECISION=tiles.dot_precision(precision), num_warps=tile.warps,
-        **(tiles.all_registers() if precision == "tf32" else {}),
+        **tile.registers,
     )  # fmt: skip
     return partials

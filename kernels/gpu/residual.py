@@ -120,7 +120,7 @@ def launch_residual(
         BM=tile.BM, BN=tile.BN, BK=tile.BK, PARTS=tile.parts, GROUP=tile.group, PRODUCT=M is not None,
         HAS_Y=Y is not None, HOLD=R is not None, GUARDED=active is not None, SKIP_KNOWN=known is not None,
         DESCRIPTOR=described, T=dtype_of(tiles.state_dtype(X.dtype)),
-        PRECISION=tile.dot_precision, num_warps=tile.warps, num_stages=tile.stages,
+        PRECISION=tile.dot_precision, num_warps=tile.warps, num_stages=tile.stages, **tile.registers,
     )  # fmt: skip
 
 

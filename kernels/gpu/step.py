@@ -114,7 +114,7 @@ def launch_step(
         m, n, p, 0 if M is None or M.shape[0] == 1 else n, batch, elements, programs,
         BM=tile.BM, BN=tile.BN, BK=tile.BK, PARTS=tile.parts, GROUP=tile.group, RULE=solver.rule, FRO=fro,
         PRODUCT=M is not None, COPIES=copy is not None, DESCRIPTOR=described,
-        PRECISION=tile.dot_precision, num_warps=tile.warps, num_stages=tile.stages,
+        PRECISION=tile.dot_precision, num_warps=tile.warps, num_stages=tile.stages, **tile.registers,
     )  # fmt: skip
 
 

@@ -75,6 +75,16 @@ def padded(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
 
 
+def _registers(*, all_of_them: bool) -> dict[str, int]:
+    """An option that lets a kernel have as many as there are.
+
+    Left to itself, NVIDIA's compiler makes some kernels fit in 128 registers at the price of 8 to 48 bytes spilled, for
+    more programs at a time, where 166 need none. Others, those on the units of float32 and float64 and most of the row
+    tier, it makes spill 16 to 184 bytes if it is let.
+    """
+    return {"maxnreg": 255} if all_of_them and target().backend == "cuda" else {}
+
+
 # What a search may change, and between which bounds.
 Free = dict[str, tuple[int, int]]
 
@@ -88,6 +98,11 @@ class SmallTile:
     BP: int
     TILE: int
     warps: int
+
+    @property
+    def registers(self) -> dict[str, int]:
+        """An option of the launch."""
+        return _registers(all_of_them=True)
 
     @property
     def free(self) -> Free:
@@ -104,25 +119,19 @@ def small_limit(precision: str, *, heavy_ball: bool) -> int:
     return 64 if heavy_ball else 32  # Adam's second buffer at 64 square: 264 bytes and more
 
 
-def small(m: int, n: int, p: int) -> SmallTile:
+def small(m: int, n: int, p: int, *, heavy_ball: bool) -> SmallTile:
     """Up to 32 square with M on chip; beyond, it does not fit beside X: so kept, 64 x 64 x 32 spills 280 bytes.
 
+    Nor does it beside Adam's buffers: at 32 square 24 bytes in tf32 on sm_90, and 568 on sm_100, under Triton 3.9.
     8 or 16 elements of X a thread.
     """
     BM, BN, BP = padded(m), padded(n), padded(p)
     area = max(BM * BN, BM * BP, BN * BP)
-    if area <= 1024:
-        return SmallTile(BM, BN, BP, TILE=BP, warps=area // 256)
-    return SmallTile(BM, BN, max(BP, 32), TILE=16, warps=8)
-
-
-def all_registers() -> dict[str, int]:
-    """An option that lets a kernel of the small tier, or a gradient in tf32, have them all.
-
-    Left to itself, NVIDIA's compiler makes some fit in 128 registers at the price of 8 to 48 bytes spilled, for more
-    programs at a time, where 166 need none. The row tier and the other gradients it makes spill, 32 to 184 bytes.
-    """
-    return {"maxnreg": 255} if target().backend == "cuda" else {}
+    if area > 1024:
+        return SmallTile(BM, BN, max(BP, 32), TILE=16, warps=8)
+    if not heavy_ball:  # in 1 warp 16 square spills 88 bytes
+        return SmallTile(BM, BN, BP, TILE=16, warps=max(2, area // 256))
+    return SmallTile(BM, BN, BP, TILE=BP, warps=area // 256)
 
 
 @dataclass(frozen=True)
@@ -136,8 +145,21 @@ class RowTile:
     swap: bool = False
     stages: int = 2
     descriptor: bool = False
+    all_registers: bool = False
 
-    free: ClassVar[Free] = {"BM": (16, 256), "BP": (16, 256), "warps": (1, 16), "swap": (0, 1), "stages": (1, 4)}
+    free: ClassVar[Free] = {
+        "BM": (16, 256),
+        "BP": (16, 256),
+        "warps": (1, 16),
+        "swap": (0, 1),
+        "stages": (1, 4),
+        "all_registers": (0, 1),
+    }
+
+    @property
+    def registers(self) -> dict[str, int]:
+        """An option of the launch."""
+        return _registers(all_of_them=self.all_registers)
 
 
 # By class of precision and BN, blocks loaded through pointers. Registers on sm_80 / sm_90 / sm_100 / gfx942.
@@ -149,8 +171,8 @@ _ROWS = {
     ("half", 256): RowTile(32, 256, 32, 8, swap=True),  # 248 / 221 / 212; plain, 32 rows have no wgmma
     ("tf32", 16): RowTile(64, 16, 32, 4),  # 168 / 125 / 123 / 124
     ("tf32", 32): RowTile(64, 32, 64, 4),  # 255 / 244 / 206 / 324
-    ("tf32", 64): RowTile(128, 64, 32, 8),  # 255 / 238 / 182 / 221
-    ("tf32", 128): RowTile(64, 128, 32, 8),  # 236 / 255 / 188
+    ("tf32", 64): RowTile(64, 64, 32, 8),  # 255 / 159 / 121; 128 rows spill 16 bytes on sm_80 under Triton 3.6
+    ("tf32", 128): RowTile(64, 128, 16, 8),  # 194 / 191 / 186 / 166; BP 32 spills 8 bytes on sm_90 under Triton 3.6
     ("ieee", 16): RowTile(32, 16, 16, 2),  # 94 / 96 / 92 / 68; 64 rows in 4 warps spill 8 bytes on sm_80
     ("ieee", 32): RowTile(64, 32, 16, 4),  # 128 / 124 / 108 / 119; BP 32 spills 24 to 40 bytes
     ("ieee", 64): RowTile(64, 64, 32, 8),  # 128 / 124 / 112 / 220
@@ -167,8 +189,8 @@ _ROWS_RAGGED = {
     ("tf32", 16): RowTile(64, 16, 32, 4),  # 254
     ("tf32", 32): RowTile(64, 32, 32, 4),  # 255; BP 64 spills 224 bytes
     ("tf32", 64): RowTile(64, 64, 16, 8),  # 255
-    ("tf32", 128): RowTile(64, 128, 16, 8),  # 255
-    ("ieee", 16): RowTile(32, 16, 16, 4),  # 152; 2 warps spill 16 bytes
+    ("tf32", 128): RowTile(32, 128, 16, 8, all_registers=True),  # 212; 64 rows spill 120 bytes under Triton 3.9
+    ("ieee", 16): RowTile(32, 16, 16, 8),  # 94; 2 warps spill 16 bytes, 4 warps 8 on sm_100 under Triton 3.9
     ("ieee", 32): RowTile(64, 32, 16, 4),  # 255
     ("ieee", 64): RowTile(64, 64, 16, 8),  # 208
     ("ieee", 128): RowTile(64, 128, 16, 8),  # 255
@@ -181,13 +203,11 @@ _ROWS_BY_DESCRIPTOR = {
     ("half", 256): RowTile(64, 256, 32, 8, swap=True, descriptor=True),  # 244 / 250
     ("tf32", 64): RowTile(128, 64, 32, 8, descriptor=True),  # 195 / 152
     ("ieee", 128): RowTile(64, 128, 32, 8, descriptor=True),  # 182 / 159
-    ("ieee", 256): RowTile(32, 256, 32, 8, descriptor=True),  # 188 / 157
 }
 # gfx942 has 64 KB of shared memory, and 512 registers for programs of 4 warps but 256 for those of 8.
 _ROWS_GFX942 = {
     ("half", 128): RowTile(64, 128, 64, 4, swap=True),  # 386
     ("half", 256): RowTile(32, 256, 64, 4, swap=True),  # 439
-    ("tf32", 128): RowTile(64, 128, 16, 8),  # 166; BP 32 spills 200 bytes
 }
 
 
@@ -236,8 +256,14 @@ class ProductTile:
     parts: int = 1
     descriptor: bool = False
     dot_precision: str = "ieee"
+    all_registers: bool = False
 
     group = 8  # rows of tiles that run together: 8 x 256 columns of M in bf16 are 16 MB at n = 4,096, inside L2
+
+    @property
+    def registers(self) -> dict[str, int]:
+        """An option of the launch."""
+        return _registers(all_of_them=self.all_registers)
 
     @property
     def free(self) -> Free:
@@ -301,11 +327,11 @@ _SMALL = {
     "half": ProductTile(64, 64, 64, 8, parts=2),  # 252, 208, 254
     "tf32": ProductTile(64, 64, 32, 8, parts=2),  # 254, 190, 192
     "ieee": ProductTile(64, 64, 16, 8, stages=2, parts=2),  # 188; in one part 8 bytes spill on sm_100
-    "fp64": ProductTile(32, 64, 16, 4, stages=2),  # 240
+    "fp64": ProductTile(32, 64, 16, 8, stages=2),  # 240; in 4 warps 8 bytes spill under Triton 3.9
 }
 # On sm_90, loaded by the copy engine, what the tensor cores are busiest with: 232 and 255 registers for the residual
 # and the heavy ball's step. Adam's spills 400 bytes there, and sm_100 296.
-_WIDE = ProductTile(128, 256, 64, 8, parts=4, descriptor=True)
+_WIDE = ProductTile(128, 256, 64, 8, parts=8, descriptor=True)
 
 
 def _product(batch: int, rows: int, columns: int, inner: int, precision: str, wide: bool) -> ProductTile:
@@ -324,7 +350,7 @@ def _product(batch: int, rows: int, columns: int, inner: int, precision: str, wi
         tile = _WIDE if kind == "half" and wide and here.arch == 90 else replace(tile, descriptor=True)
     if here.backend == "hip":
         tile = replace(tile, stages=min(tile.stages, 2))
-    return replace(tile, dot_precision=dot_precision(precision))
+    return replace(tile, dot_precision=dot_precision(precision), all_registers=kind in ("half", "tf32"))
 
 
 def residual(batch: int, m: int, n: int, p: int, dtype: torch.dtype) -> ProductTile:
@@ -341,17 +367,17 @@ def step(batch: int, m: int, n: int, p: int, dtype: torch.dtype, rule: str) -> P
 # registers on the four.
 _GRADIENT = {
     ("half", 16): RowTile(64, 16, 32, 4),  # 152
-    ("half", 32): RowTile(64, 32, 32, 4),  # 209
+    ("half", 32): RowTile(64, 32, 32, 8),  # 209
     ("half", 64): RowTile(64, 64, 32, 4),  # 244
     ("half", 128): RowTile(64, 128, 32, 8),  # 242
     ("half", 256): RowTile(64, 256, 32, 8),  # 255, and where it is ragged 160 bytes spilled
-    ("tf32", 16): RowTile(64, 16, 32, 4),
-    ("tf32", 32): RowTile(64, 32, 32, 4),
-    ("tf32", 64): RowTile(64, 64, 32, 4),  # 254
-    ("tf32", 128): RowTile(64, 128, 16, 8),  # 233
+    ("tf32", 16): RowTile(64, 16, 32, 4, all_registers=True),
+    ("tf32", 32): RowTile(64, 32, 32, 4, all_registers=True),
+    ("tf32", 64): RowTile(64, 64, 32, 4, all_registers=True),  # 254
+    ("tf32", 128): RowTile(64, 128, 16, 8, all_registers=True),  # 233
     ("ieee", 16): RowTile(32, 16, 16, 4),  # 32 rows in 2 warps spill 16 bytes on sm_90, 64 in 4 spill 8
     ("ieee", 32): RowTile(64, 32, 16, 4),  # 128
-    ("ieee", 64): RowTile(64, 64, 16, 8),
+    ("ieee", 64): RowTile(64, 64, 16, 8, all_registers=True),  # 208; left to itself, 16 bytes on sm_90
     ("ieee", 128): RowTile(32, 128, 16, 4),  # 212; 64 rows in 8 warps spill 32 bytes on sm_100
     ("ieee", 256): RowTile(32, 256, 16, 8),
 }

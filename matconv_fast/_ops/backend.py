@@ -86,7 +86,9 @@ def is_opaque() -> bool:
     The operator never makes R, which a compiler cannot see how to do. What is exported runs where this package is not.
     """
     return torch.compiler.is_compiling() and not (
-        torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
+        torch.compiler.is_exporting()
+        or torch._C._are_functorch_transforms_active()
+        or os.environ.get("MATCONV_FAST_BACKEND") == "reference"
     )
 
 
@@ -180,7 +182,7 @@ def call(operator: Callable[..., Any], interpreted: Callable[..., Any], *argumen
 
     There a tensor is on the CPU, whose kernels the dispatcher would take.
     """
-    return (interpreted if forced() == "triton" and INTERPRETED else operator)(*arguments)
+    return (interpreted if INTERPRETED and forced() == "triton" else operator)(*arguments)
 
 
 def on_its_device(launcher: Callable[..., Any], reference: Callable[..., Any]) -> Callable[..., Any]:

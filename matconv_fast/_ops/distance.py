@@ -49,8 +49,8 @@ _kernel = torch.ops.matconv_fast.distance.default
 def kernel_distance(A: Tensor, B: Tensor, ord: object) -> Tensor | None:  # noqa: A002
     """``||A - B||`` by a kernel, or None where none takes the arguments. Nothing has been checked before.
 
-    The C++ kernel takes float32 or float64 matrices of one shape ``[m, n]`` or ``[batch, m, n]`` whose rows lie
-    together. None records a gradient.
+    The C++ kernel takes float32 or float64 matrices of one shape ``[m, n]`` or ``[batch, m, n]``. None records a
+    gradient.
     """
     if (
         (type(ord) is str or type(ord) is int)
@@ -75,13 +75,8 @@ def distance(A: Tensor, B: Tensor, ord: str | int) -> Tensor:  # noqa: A002
     batch = A.shape[:-2]
     if len(batch) > 1:
         A, B = (t.reshape(-1, *t.shape[-2:]) for t in (A, B))
-    value = _Distance.apply(_with_rows(A), _with_rows(B), _reference.ORDS.index(ord))
+    value = _Distance.apply(A, B, _reference.ORDS.index(ord))
     return value.view(batch) if len(batch) > 1 else value
-
-
-def _with_rows(t: Tensor) -> Tensor:
-    """Elements of a row lie beside each other, as the C++ kernel reads them."""
-    return t if t.stride(-1) == 1 or t.shape[-1] <= 1 or t.is_cuda else t.contiguous()
 
 
 class _Distance(torch.autograd.Function):

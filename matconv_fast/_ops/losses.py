@@ -1,6 +1,6 @@
-"""``matconv_fast::residual_products``: the loss and, in the same pass, what its gradients are made of.
+"""``matconv_fast::residual_loss``, and ``residual_products``: with, in the same pass, what its gradients are made of.
 
-It stands behind two differentiable functions: the loss, and the loss with its gradient by X, which a step takes.
+They stand behind two differentiable functions: the loss, and the loss with its gradient by X, which a step takes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,22 @@ from .. import _checks, _reference
 from . import backend
 
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
+_library.define("residual_loss(Tensor X, Tensor? M, Tensor? Y, int loss) -> Tensor")
 _library.define(
     "residual_products(Tensor X, Tensor? M, Tensor? Y, int loss, Tensor(a!)? R_Mt, Tensor(b!)? Xt_R, Tensor(c!)? R) "
     "-> Tensor"
 )
 
 
-def _elsewhere(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor:
+def _elsewhere(
+    X: Tensor,
+    M: Tensor | None,
+    Y: Tensor | None,
+    loss: int,
+    R_Mt: Tensor | None = None,
+    Xt_R: Tensor | None = None,
+    R: Tensor | None = None,
+) -> Tensor:
     """With ``R = X @ M - Y``: returns the loss, and fills what is given of ``R M^T``, ``X^T R`` and ``R``.
 
     On any device but a CPU; `kernel_residual_loss` comes here with tensors that nobody has looked at.
@@ -30,7 +39,6 @@ def _elsewhere(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *output
     dtype = _checks.state_dtype(X.dtype)
     X, M, Y = X.to(dtype), *(None if t is None else t.to(dtype) for t in (M, Y))
     residual = _reference.residual(X, M, Y)
-    R_Mt, Xt_R, R = outputs
     if R_Mt is not None:
         R_Mt.copy_(residual if M is None else residual @ M.mT)
     if Xt_R is not None:
@@ -40,23 +48,29 @@ def _elsewhere(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *output
     return _reference.residual_loss(X, M, Y, _reference.LOSSES[loss])
 
 
-def _launch(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor | None:
+def _launch(
+    X: Tensor,
+    M: Tensor | None,
+    Y: Tensor | None,
+    loss: int,
+    R_Mt: Tensor | None = None,
+    Xt_R: Tensor | None = None,
+    R: Tensor | None = None,
+) -> Tensor | None:
     """By Triton kernels; `kernel_residual_loss` comes here as it does to `_elsewhere`."""
     _checks.problem(X, M, Y)
     batch = X.shape[:-2]
     if any(t is not None and t.shape[:-2] != batch for t in (M, Y)):
         return None  # what broadcasts is for the reference
     if X.numel() == 0 or (M is not None and M.numel() == 0):
-        return _elsewhere(X, M, Y, loss, *outputs)
+        return _elsewhere(X, M, Y, loss, R_Mt, Xt_R, R)
     operand = X.dtype if M is None else M.dtype  # X may be float32 where the others are not
     flat = [None if t is None else t.to(operand).reshape(-1, *t.shape[-2:]).contiguous() for t in (X, M, Y)]
-    outputs = tuple(None if t is None else t.view(-1, *t.shape[-2:]) for t in outputs)
+    outputs = (None if t is None else t.view(-1, *t.shape[-2:]) for t in (R_Mt, Xt_R, R))
     return backend.gpu_losses().launch_residual_products(*flat, loss, *outputs).view(batch)
 
 
 _triton = backend.on_its_device(_launch, _elsewhere)
-_library.impl("residual_products", _elsewhere, "CompositeExplicitAutograd")
-_library.impl("residual_products", _triton, "CUDA")
 
 
 def _fake(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor:
@@ -65,14 +79,18 @@ def _fake(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Te
     return X.new_empty(residual.shape[:-2], dtype=_checks.state_dtype(X.dtype))
 
 
-torch.library.register_fake("matconv_fast::residual_products", _fake, lib=_library)
-_kernel = torch.ops.matconv_fast.residual_products.default
+for _name in ("residual_loss", "residual_products"):
+    _library.impl(_name, _elsewhere, "CompositeExplicitAutograd")
+    _library.impl(_name, _triton, "CUDA")
+    torch.library.register_fake(f"matconv_fast::{_name}", _fake, lib=_library)
+_loss_kernel = torch.ops.matconv_fast.residual_loss.default
+_products_kernel = torch.ops.matconv_fast.residual_products.default
 
 
 def kernel_residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: object) -> Tensor | None:
     """The loss by a kernel, or None where none takes the arguments. Nothing has been checked before.
 
-    The C++ kernel takes contiguous matrices in one batch dimension or none. None records a gradient.
+    The C++ kernel takes one batch dimension or none. None records a gradient.
     """
     if (
         type(loss) is str
@@ -84,7 +102,7 @@ def kernel_residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: ob
         and not (torch.is_grad_enabled() and backend.requires_grad(X, M, Y))
         and not backend.autocasts(X.device)
     ):
-        return backend.call(_kernel, _triton, X, M, Y, _reference.LOSSES.index(loss), None, None, None)
+        return backend.call(_loss_kernel, _triton, X, M, Y, _reference.LOSSES.index(loss))
     return None
 
 
@@ -97,7 +115,7 @@ def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> T
     X, M, Y = flat
     index = _reference.LOSSES.index(loss)
     if not (torch.is_grad_enabled() and backend.requires_grad(X, M, Y)):
-        value = _products(X, M, Y, index, None, None, None)
+        value = backend.call(_loss_kernel, _triton, X, M, Y, index)
     elif torch.compiler.is_compiling():
         value = _TracedLoss.apply(X, M, Y, index)
     else:
@@ -150,8 +168,7 @@ def _for_kernels(X: Tensor, M: Tensor | None, Y: Tensor | None) -> _Problem | No
 
 
 def _products(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor:
-    M, Y = (None if t is None else t.contiguous() for t in (M, Y))
-    value = backend.call(_kernel, _triton, X.contiguous(), M, Y, loss, *outputs)
+    value = backend.call(_products_kernel, _triton, X, M, Y, loss, *outputs)
     assert value is not None  # whoever called has checked
     return value
 

@@ -53,21 +53,31 @@ def _launch(
         or (Y is not None and Y.shape != (*batch, X.shape[-2], p))
         or (Y is None and X.shape[-2] != p)
         or any(_checks.state_dtype(t.dtype) != X.dtype or t.dtype != factors[0].dtype for t in factors)
-        or not all(t.is_contiguous() and t.device == X.device for t in (X, V, *factors))
+        or any(t.device != X.device for t in (V, *factors))
         or _overlap(X, V)
+        or any(size > 1 and stride == 0 for t in (X, V) for size, stride in zip(t.shape, t.stride(), strict=True))
     ):
         return None
     M, Y = (t.clone() if t is not None and (_overlap(t, X) or _overlap(t, V)) else t for t in (M, Y))
-    flat = [None if t is None else t.view(-1, *t.shape[-2:]) for t in (X, V, M, Y)]
+    flat = [None if t is None else t.contiguous().view(-1, *t.shape[-2:]) for t in (X, V, M, Y)]
     if Y is None:
         dtype = X.dtype if M is None else M.dtype
         flat[3] = torch.eye(X.shape[-2], p, dtype=dtype, device=X.device)[None]
-    return backend.gpu().launch_heavy_ball_step_(*flat, lr, momentum, loss).view(batch)
+    before = backend.gpu().launch_heavy_ball_step_(*flat, lr, momentum, loss).view(batch)
+    for target, updated in zip((X, V), flat[:2], strict=True):
+        if not target.is_contiguous():
+            target.copy_(updated.view(target.shape))
+    return before
 
 
 def _overlap(A: Tensor, B: Tensor) -> bool:
-    """Whether two contiguous tensors share memory."""
-    return A.data_ptr() < B.data_ptr() + B.nbytes and B.data_ptr() < A.data_ptr() + A.nbytes
+    """Whether two tensors may share memory: whether the stretches from their first to their last elements meet."""
+
+    def end(t: Tensor) -> int:
+        last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+        return t.data_ptr() + (last + 1) * t.element_size()
+
+    return A.data_ptr() < end(B) and B.data_ptr() < end(A)
 
 
 def _fake(X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, *_: Any) -> Tensor:
@@ -131,9 +141,6 @@ def traced_step_(
         and X.ndim < 4
         and all(t.shape[:-2] == batch and t.shape[-1] > 0 for t in factors)
         and all(t.dtype == factors[0].dtype for t in factors)
-        and X.is_contiguous()
-        and V.is_contiguous()
     ):
         return None
-    M, Y = (None if t is None else t.contiguous() for t in (M, Y))
     return _kernel(X, V, M, Y, lr, momentum, _reference.LOSSES.index(loss))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _checks, _reference
 from .._ops import backend
+from . import saved
 
 
 def _flatten(t: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -21,6 +24,25 @@ def _flatten(t: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
     return t if t.data_ptr() % 64 == 0 else t.clone()
 
 
+def _in_memory(name: str, t: Tensor | None) -> Tensor | None:
+    """The tensor without its subclass: the iteration reads and writes memory, and knows no rules but its own.
+
+    Raises:
+        TypeError: it has no memory of its own, or another use of it.
+    """
+    if t is None:
+        return None
+    if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        raise TypeError(
+            f"{name} must be a tensor in memory, got a {type(t).__name__}, which has operators of its own "
+            "(__torch_dispatch__): give the tensor that it stands for"
+        )
+    if type(t) in (Tensor, torch.nn.Parameter):
+        return t
+    with torch._C.DisableTorchFunctionSubclass():  # which would make it one of the subclass again
+        return t.as_subclass(Tensor)
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """One of the user's own tensors, and its state when the solve read it."""
@@ -30,8 +52,10 @@ class Source:
 
     @classmethod
     def of(cls, t: Tensor | None) -> Source:
-        """Inference tensors keep no count of the writes to them."""
-        return cls(t, None if t is None or t.is_inference() else t._version)
+        """Without the graph that made it. Inference tensors keep no count of the writes to them."""
+        if t is None or t.is_inference():
+            return cls(t, None)
+        return cls(t.detach() if t.requires_grad else t, t._version)
 
     def is_same(self, other: Source) -> bool:
         """Whether both are the same memory seen the same way, unwritten in between."""
@@ -41,6 +65,14 @@ class Source:
         return self.version == other.version and (
             a is b or (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)
         )
+
+    def equals(self, other: Source) -> bool:
+        """Whether both hold the same numbers, NaN included. Reads the device."""
+        a, b = self.tensor, other.tensor
+        if a is None or b is None:
+            return a is b
+        alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+        return alike and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +103,14 @@ class Problem:
         for name, value in (("M", M), ("Y", Y), ("X0", X0)):
             if value is not None:
                 _checks.matrix(name, value)
+        M, Y, X0 = (_in_memory(name, t) for name, t in (("M", M), ("Y", Y), ("X0", X0)))
         sources = Source.of(M), Source.of(Y)
         if left:
             M, Y, X0 = (None if t is None else t.mT for t in (M, Y, X0))
         batch, m, n, p = _checks.problem(X0, M, Y)
         first = next(t for t in (M, Y, X0) if t is not None)
+        if first.is_meta:
+            raise ValueError(f"there are no values to iterate on, got a {_checks.describe(first)}")
         dtype = _checks.state_dtype(first.dtype)
         operand = first.dtype if backend.takes_low_precision(first.device) else dtype
         flat_M = None if M is None else _flatten(M, batch, operand)
@@ -87,9 +122,29 @@ class Problem:
         """Whether M or Y was written to since: a later look at the problem would see other numbers."""
         return not all(source.is_same(Source.of(source.tensor)) for source in self.sources)
 
-    def is_same(self, other: Problem) -> bool:
-        """Whether it is the same equation, by the tensors that the user gave."""
+    def is_same(self, other: Problem, *, by_value: bool = False) -> bool:
+        """Whether it is the same equation as `other`, by the tensors that the user gave, or by their values."""
+        if by_value:
+            return not other.changed and all(a.equals(b) for a, b in zip(self.sources, other.sources, strict=True))
         return all(a.is_same(b) for a, b in zip(self.sources, other.sources, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `from_state_dict` makes it of; with copies of M and Y, which are the user's to change."""
+        M, Y = (None if source.tensor is None else source.tensor.clone() for source in self.sources)
+        dtype = str(self.input_dtype).removeprefix("torch.")
+        values = {"M": M, "Y": Y, "loss": self.loss, "left": self.left, "input_dtype": dtype, "changed": self.changed}
+        return saved.sealed("Problem", {name: saved.plain(value) for name, value in values.items()})
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Any], X: Tensor) -> Problem:
+        """The problem that X is a solution of."""
+        names = ("M", "Y", "loss", "left", "input_dtype", "changed")
+        values = saved.opened(state_dict, "Problem", names)
+        M, Y, loss, left, dtype, changed = (values[name] for name in names)
+        problem = cls.of(M, Y, X.to(getattr(torch, dtype)), loss, left)
+        if changed:  # the numbers that were solved for are lost, and a later look must not take these for them
+            problem = replace(problem, sources=(Source(M, -1), Source(Y, -1)))
+        return problem
 
     def one(self, index: int) -> tuple[Tensor | None, Tensor]:
         """M ``[n, p]`` and Y ``[m, p]`` of one problem of the flattened batch."""
@@ -122,6 +177,7 @@ class Problem:
     def start(self, X0: Tensor | None) -> Tensor:
         """A fresh ``[B, m, n]`` to iterate on: X0 in the user's orientation, or zeros."""
         shape = (self.size, self.m, self.n)
+        X0 = _in_memory("X0", X0)
         if X0 is None:
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
         X = X0.mT if self.left else X0
@@ -134,7 +190,7 @@ class Problem:
             _checks.representable(name, value, self.dtype)
             return torch.full((self.size,), value, dtype=self.dtype, device=self.device)
         _checks.per_problem(name, value, self.batch, self.device)
-        value = value.detach().to(self.device, self.dtype)
+        value = _in_memory(name, value).detach().to(self.device, self.dtype)
         return value.expand(self.batch).reshape(self.size).contiguous()
 
     def loss_of(self, sums: Tensor) -> Tensor:

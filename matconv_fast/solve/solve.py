@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from .. import _checks
-from . import loop
+from .._ops import backend
+from . import implicit, loop
 from .heavy_ball import HeavyBall
 from .loop import State
 from .options import Options
+from .phases import whole_solve
 from .problem import Problem
 from .solution import Solution
 from .solver import Solver
@@ -34,7 +37,7 @@ def _resume(problem: Problem, options: Options, solver: Solver | None, previous:
     if state is None:
         raise ValueError("X0 is a Solution of iterate(), which has no state to go on from; pass its X instead")
     before, now = previous.problem, problem
-    for name in ("batch", "m", "n", "p", "loss", "left", "dtype"):
+    for name in ("batch", "m", "n", "p", "loss", "left", "dtype", "device"):
         if getattr(before, name) != getattr(now, name):
             raise ValueError(
                 f"X0 is a Solution of another kind of problem: its {name} is {getattr(before, name)}, this one's "
@@ -46,9 +49,10 @@ def _resume(problem: Problem, options: Options, solver: Solver | None, previous:
             f"X0 is a Solution of {was}, whose state {wanted} cannot go on from; "
             "pass X0=solution.X to start anew from its X"
         )
-    if not problem.is_same(previous.problem):
+    by_value = previous.restored
+    if not problem.is_same(previous.problem, by_value=by_value):
         return State.fresh(state.X, state.buffers, solver or state.solver, state.iterations)
-    same_solver = solver is None or solver.is_same(state.solver)
+    same_solver = solver is None or solver.is_same(state.solver, by_value=by_value)
     return state.going_on(all_problems=not (same_solver and options.tolerances == previous.options.tolerances))
 
 
@@ -75,6 +79,12 @@ def solve(
     is ``left=True`` here. A problem stops at the first iterate that meets its tolerance, whatever `check_every` is, and
     the problems of a batch stop one by one.
 
+    ``solution.X`` is differentiable by M and Y, to any order: by the implicit function theorem, as the exact solution
+    ``X = Y M^T (M M^T)^-1``, from one QR decomposition and without memory for the iterations. The backward warns where
+    a problem had not converged, and raises ``torch.linalg.LinAlgError`` for an M without full row rank (column rank
+    with ``left=True``), whose solution depends on X0. Loss, history and norms carry no gradient, nor do X0, lr and
+    momentum receive one.
+
     Args:
         M: ``[*, n, p]``, floating-point, or None for the identity.
         Y: ``[*, m, p]``, or None for the identity. Leading dimensions broadcast.
@@ -100,8 +110,9 @@ def solve(
 
     Raises:
         TypeError: an argument is no dense real floating-point tensor, or dtypes differ.
-        ValueError: shapes do not fit, devices differ, or an option is out of range.
-        NotImplementedError: M or Y requires grad, and gradients are being recorded.
+        ValueError: shapes do not fit, devices differ, an option is out of range, or a gradient is asked for of an M
+            with more rows than columns (more columns than rows with ``left=True``).
+        NotImplementedError: M or Y carries a forward-mode tangent, or a ``torch.func`` transform is at work.
         ConvergenceError: with ``throw=True``, a problem did not converge.
 
     Example:
@@ -114,13 +125,19 @@ def solve(
         >>> mcf.Status(sol.status.item()), sol.history.shape[0] == sol.iterations + 1
         (<Status.CONVERGED: 0>, tensor(True))
     """
-    grad_enabled = torch.is_grad_enabled()
+    if torch.compiler.is_compiling():
+        from .untraced import solve as untraced
+
+        return untraced(
+            M, Y, X0, solver=solver, loss=loss, atol=atol, rtol=rtol, max_iters=max_iters, left=left,
+            check_every=check_every, record_every=record_every, patience=patience, progress=progress, throw=throw,
+        )  # fmt: skip
     options = Options(atol, rtol, max_iters, check_every, record_every, patience, progress, throw)
     if solver is not None and not isinstance(solver, Solver):
         raise TypeError(f"solver must be a solver object such as HeavyBall(), got {_checks.describe(solver)}")
-    with torch.no_grad(), _without_autocast(M, Y):
+    with torch.no_grad(), _without_autocast(M, Y), whole_solve(M, Y, X0):
+        _refuse_transforms(M, Y)
         problem = Problem.of(M, Y, None if isinstance(X0, Solution) else X0, loss, left)
-        _refuse_gradients(grad_enabled, M, Y)
         if isinstance(X0, Solution):
             start = _resume(problem, options, solver, X0)
             solver = solver or start.solver
@@ -128,26 +145,40 @@ def solve(
             solver = solver or HeavyBall()
             start = _fresh(problem, solver, X0)
         solution = _solution(problem, options, start, loop.run(problem, solver, options, start))
+    if torch.is_grad_enabled() and backend.requires_grad(M, Y):
+        solution = replace(solution, X=_differentiable(M, Y, solution, left=left))
     if throw:
         solution.raise_for_status()
     return solution
 
 
+def _differentiable(M: Tensor | None, Y: Tensor | None, solution: Solution, *, left: bool) -> Tensor:
+    if not left:
+        return implicit.differentiable(M, Y, solution.X, solution.status)
+    M, Y = (None if t is None else t.mT for t in (M, Y))
+    return implicit.differentiable(M, Y, solution.X.mT, solution.status).mT
+
+
 def _without_autocast(M: Any, Y: Any) -> contextlib.AbstractContextManager[Any]:
     """The iteration has its own rules of precision."""
     kind = next((t.device.type for t in (M, Y) if isinstance(t, Tensor)), "cpu")
-    if torch.is_autocast_enabled(kind):
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return contextlib.nullcontext()
 
 
-def _refuse_gradients(recording: bool, M: Tensor | None, Y: Tensor | None) -> None:
-    """Gradients through a solve are not there yet; a result that silently has none would be worse."""
+def _refuse_transforms(M: Tensor | None, Y: Tensor | None) -> None:
+    """A result that silently has no derivative, or one problem of a batch, would be worse."""
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "solve() does not run inside torch.func transforms: for vmap give it the batch, [*, n, p], and for grad "
+            "use X.backward() or torch.autograd.grad"
+        )
     for name, t in (("M", M), ("Y", Y)):
-        if t is not None and ((recording and t.requires_grad) or unpack_dual(t).tangent is not None):
+        if isinstance(t, Tensor) and unpack_dual(t).tangent is not None:
             raise NotImplementedError(
-                f"{name} requires grad, and gradients through solve() are not available in this version: "
-                f"pass {name}.detach(), or call it under torch.no_grad()"
+                f"{name} carries a forward-mode tangent, and solve() has reverse-mode gradients alone: pass "
+                f"{name}.detach()"
             )
 
 

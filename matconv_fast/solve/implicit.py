@@ -1,0 +1,81 @@
+"""Gradients of a solve by the implicit function theorem: those of the exact solution, whatever iterations led there.
+
+    X = Y M^T (M M^T)^-1;  with  Z (M M^T) = dX:   dY = Z M,   dM = -X^T (Z M) - Z^T R
+
+which takes one QR decomposition of M, and no memory for the iterations. It asks for M of full row rank: for another, X
+depends on where the iteration started.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _checks, _reference
+from .status import Status
+
+
+def differentiable(M: Tensor | None, Y: Tensor | None, X: Tensor, status: Tensor) -> Tensor:
+    """X, as a function of M ``[*, n, p]`` and Y ``[*, m, p]``. None is the identity."""
+    if M is not None and M.shape[-2] > M.shape[-1]:
+        raise ValueError(
+            f"gradients through a solve need M of full row rank, but {_checks.describe(M)} has more rows than columns "
+            "(more columns than rows with left=True): many X solve the equation, and which of them is found depends on "
+            "X0; call it under torch.no_grad()"
+        )
+    return _Implicit.apply(M, Y, X, status)
+
+
+class _Implicit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, M: Tensor | None, Y: Tensor | None, X: Tensor, status: Tensor) -> Tensor:
+        X = X.view_as(X)
+        ctx.status = status
+        ctx.save_for_backward(M, Y, X)
+        return X
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        M, Y, X = ctx.saved_tensors
+        _warn(ctx.status)
+        needs_M, needs_Y = ctx.needs_input_grad[:2]
+        if M is None:
+            return None, grad, None, None
+        M, Y = M.to(X.dtype), None if Y is None else Y.to(X.dtype)
+        Q, r = torch.linalg.qr(M.mT)  # M M^T = r^T r, whose condition number is never squared
+        _check_rank(r, M)
+        T = torch.linalg.solve_triangular(r, grad, upper=True, left=False)
+        dY = T @ Q.mT
+        if not needs_M:
+            return None, dY, None, None
+        Z = torch.linalg.solve_triangular(r.mT, T, upper=False, left=False)
+        dM = -(X.mT @ dY) - Z.mT @ _reference.residual(X, M, Y)
+        return dM, dY if needs_Y else None, None, None
+
+
+def _warn(status: Tensor) -> None:
+    """At rounding's floor, or a least-squares minimum, a solve has come to its end, too."""
+    ended = (status == Status.CONVERGED) | (status == Status.STAGNATED)
+    missing = int((~ended).sum())
+    if missing:
+        warnings.warn(
+            f"matconv_fast: {missing} of {status.numel()} problems had not converged; the gradient is that of the "
+            "exact solution, at the X that was reached",
+            RuntimeWarning, stacklevel=2,
+        )  # fmt: skip
+
+
+def _check_rank(r: Tensor, M: Tensor) -> None:
+    diagonal = r.detach().diagonal(dim1=-2, dim2=-1).abs()
+    if diagonal.numel() == 0:
+        return
+    floor = max(M.shape[-2:]) * torch.finfo(r.dtype).eps * diagonal.amax(-1)
+    lacking = (diagonal <= floor[..., None]).any(-1)
+    if bool(lacking.any()):
+        raise torch.linalg.LinAlgError(
+            f"gradients through a solve need M of full row rank (column rank with left=True), but "
+            f"{int(lacking.sum())} of {lacking.numel()} matrices [{M.shape[-2]}, {M.shape[-1]}] lack it"
+        )
