@@ -12,7 +12,7 @@ demo: $(VENV)/.built  ## the notebook's runs and the question's loops against th
 	$(BIN)/python -m matconv_fast demo --report report.html
 
 test: $(VENV)/.built $(VENV)/.testers  ## the whole suite, doctests and README included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # Two processes: the interpreter is Python, one operation of a kernel after another.
 test-triton: $(VENV)/.built $(VENV)/.testers  ## the suite on the Triton kernels, in Triton's interpreter
@@ -28,16 +28,18 @@ compile-kernels: $(VENV)/.installed  ## every Triton kernel for every GPU, witho
 
 # torch brings one Triton along; the others come after it.
 TRITONS := 3.6.0 3.7.1 3.9.0
-compile-kernels-all: $(TRITONS:%=compile-kernels-%)  ## the same with each Triton that the package works with
+compile-kernels-all: $(TRITONS:%=compile-kernels-%)  ## that, and the suite in the interpreter, with each Triton that the package works with
 
 .PHONY: $(TRITONS:%=compile-kernels-%)
 $(TRITONS:%=compile-kernels-%): compile-kernels-%: build/triton-%/.installed
+	TRITON_INTERPRET=1 build/triton-$*/bin/python -m pytest -n 2 -q -k triton
 	build/triton-$*/bin/python tools/compile_kernels.py
 
 build/triton-%/.installed: constraints.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet -c constraints.txt setuptools numpy torch
-	$(@D)/bin/pip install --quiet triton==$*
+	$(@D)/bin/pip install --quiet -c constraints.txt setuptools ninja numpy torch pytest pytest-xdist hypothesis plotly tqdm
+	$(@D)/bin/pip install --quiet triton==$* "numpy<2.4"  # Triton 3.6 interprets with no later one
+	PATH="$(abspath $(@D)/bin):$$PATH" $(@D)/bin/pip install --quiet --no-build-isolation --no-deps -e .
 	touch $@
 
 lint: $(VENV)/.built $(VENV)/.linters
@@ -85,7 +87,7 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(EXTENSION)
 	touch $@
 
 $(VENV)/.testers: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis selenium
+	$(BIN)/pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis selenium scikit-learn
 	touch $@
 
 $(VENV)/.linters: $(VENV)/.installed

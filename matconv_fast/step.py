@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _checks, _reference
-from ._ops import heavy_ball_step_ as step_op
-from ._ops import loss_and_gradient, traced_step_
+from . import _checks, _ops, _reference
 
 
 def _prepare(
@@ -70,9 +68,12 @@ def heavy_ball_step(
         >>> X.item(), V.item(), loss.item()
         (0.5, -2.0, 1.0)
     """
+    stepped = _ops.heavy_ball_step(X, V, M, Y, lr, momentum, loss)
+    if stepped is not None:
+        return stepped
     batch, state, M32, Y32, rate, decay = _prepare(X, V, M, Y, lr, momentum, loss)
     _checks.momentum_buffer(X, V, batch)
-    before, gradient = loss_and_gradient(state, M32, Y32, loss)
+    before, gradient = _ops.loss_and_gradient(state, M32, Y32, loss)
     V2 = decay[..., None, None] * V.to(state.dtype) + gradient
     X2 = state - rate[..., None, None] * V2
     return X2.to(X.dtype), V2.to(V.dtype), before
@@ -117,13 +118,13 @@ def heavy_ball_step_(
         >>> losses[0], losses[-1] < 1e-6, X.diagonal().tolist()
         (0.5, True, [0.5..., 0.5...])
     """
-    before = step_op(X, V, M, Y, lr, momentum, loss)
+    before = _ops.heavy_ball_step_(X, V, M, Y, lr, momentum, loss)
     if before is not None:
         return before
     with torch.no_grad():
         batch, state, M32, Y32, rate, decay = _prepare(X, V, M, Y, lr, momentum, loss)
         _checks.writable_state(X, V, batch)
-        before = traced_step_(X, V, M, Y, lr, momentum, loss)
+        before = _ops.traced_step_(X, V, M, Y, lr, momentum, loss)
         if before is not None:
             return before
         X2, V2, before = _reference.heavy_ball_step(state, V.to(state.dtype), M32, Y32, rate, decay, loss)

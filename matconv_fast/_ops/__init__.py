@@ -9,7 +9,7 @@ from .advance import advance
 from .chunk import finish_chunk
 from .distance import distance, kernel_distance
 from .losses import kernel_residual_loss, loss_and_gradient, residual_loss
-from .step import heavy_ball_step_, traced_step_
+from .step import heavy_ball_step, heavy_ball_step_, traced_step_
 
 backend.load_native()
 
@@ -18,6 +18,7 @@ __all__ = [
     "backend",
     "distance",
     "finish_chunk",
+    "heavy_ball_step",
     "heavy_ball_step_",
     "kernel_distance",
     "kernel_residual_loss",

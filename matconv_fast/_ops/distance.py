@@ -59,7 +59,7 @@ def kernel_distance(A: Tensor, B: Tensor, ord: object) -> Tensor | None:  # noqa
         and B is not None
         and backend.is_plain(A, B)
         and backend.has_kernels()
-        and not (torch.is_grad_enabled() and backend.requires_grad(A, B))
+        and not backend.records_grad(A, B)
     ):
         return backend.call(_kernel, _triton, A, B, _reference.ORDS.index(ord))
     return None

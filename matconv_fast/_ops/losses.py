@@ -99,8 +99,8 @@ def kernel_residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: ob
         and backend.is_plain(X, M, Y)
         and (Y is None or Y.dtype == X.dtype)
         and backend.has_kernels()
-        and not (torch.is_grad_enabled() and backend.requires_grad(X, M, Y))
-        and not backend.autocasts(X.device)
+        and not backend.records_grad(X, M, Y)
+        and not backend.autocasts(X)
     ):
         return backend.call(_loss_kernel, _triton, X, M, Y, _reference.LOSSES.index(loss))
     return None
@@ -114,7 +114,7 @@ def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> T
         return _reference.residual_loss(*_wide(X, M, Y), loss)
     X, M, Y = flat
     index = _reference.LOSSES.index(loss)
-    if not (torch.is_grad_enabled() and backend.requires_grad(X, M, Y)):
+    if not backend.records_grad(X, M, Y):
         value = backend.call(_loss_kernel, _triton, X, M, Y, index)
     elif torch.compiler.is_compiling():
         value = _TracedLoss.apply(X, M, Y, index)
@@ -131,7 +131,8 @@ def loss_and_gradient(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) 
         X, M, Y = _wide(X, M, Y)
         R = _reference.residual(X, M, Y)
         return _reference.loss_of_residual(R, loss), _reference.loss_gradient(R, M, loss)
-    value, gradient = _LossAndGradient.apply(*flat, _reference.LOSSES.index(loss))
+    function = _LossAndGradient.apply if backend.records_grad(*flat) else _loss_and_gradient
+    value, gradient = function(*flat, _reference.LOSSES.index(loss))
     return (value.view(batch), gradient.view(shape)) if len(batch) > 1 else (value, gradient)
 
 
@@ -156,14 +157,15 @@ def _for_kernels(X: Tensor, M: Tensor | None, Y: Tensor | None) -> _Problem | No
     else:
         path = backend.path(X.device.type)
         takes, low = path != "reference" and backend.is_plain(X, M, Y), path == "triton"
-    if not takes or backend.autocasts(X.device) or any(t is not None and t.shape[:-2] != batch for t in (M, Y)):
+    if not takes or backend.autocasts(X) or any(t is not None and t.shape[:-2] != batch for t in (M, Y)):
         return None
     if not low:
         as_given, (X, M, Y) = Y, _wide(X, M, Y)
         if as_given is not None and not as_given.requires_grad:
             Y = as_given
     if len(batch) > 1:
-        X, M, Y = (None if t is None else t.reshape(-1, *t.shape[-2:]) for t in (X, M, Y))
+        X = X.reshape(-1, *X.shape[-2:])
+        M, Y = (None if t is None else t.reshape(-1, *t.shape[-2:]) for t in (M, Y))
     return X, M, Y
 
 
@@ -256,6 +258,14 @@ def _differentiable_gradients(
     return [next(gradients) if wanted else None for wanted in needed]
 
 
+def _loss_and_gradient(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int) -> tuple[Tensor, Tensor]:
+    outputs = _outputs(X, M, (True, False, False))
+    value = _products(X, M, Y, loss, *outputs)
+    scale, _, _ = _scales(X, M, value, torch.ones_like(value), _reference.LOSSES[loss])
+    assert outputs[0] is not None
+    return value, outputs[0] * scale
+
+
 class _LossAndGradient(torch.autograd.Function):
     """The loss L and ``G = c R M^T`` in one pass.
 
@@ -271,12 +281,8 @@ class _LossAndGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int) -> tuple[Tensor, Tensor]:
         ctx.loss = _reference.LOSSES[loss]
-        (product, _, _) = outputs = _outputs(X, M, (True, False, False))
-        value = _products(X, M, Y, loss, *outputs)
         ctx.save_for_backward(X, M, Y)
-        scale, _, _ = _scales(X, M, value, torch.ones_like(value), ctx.loss)
-        assert product is not None
-        return value, product * scale
+        return _loss_and_gradient(X, M, Y, loss)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, U: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

@@ -29,9 +29,9 @@ def _elsewhere(
     if _checks.state_dtype(X.dtype) != X.dtype:
         return None
     backend.path(X.device.type)  # says what runs
-    factors = (None if t is None else t.to(X.dtype) for t in (M, Y))
-    rates = (X.new_full((), value) for value in (lr, momentum))
-    X2, V2, before = _reference.heavy_ball_step(X, V, *factors, *rates, _reference.LOSSES[loss])
+    M, Y = (None if t is None else t.to(X.dtype) for t in (M, Y))
+    rate, decay = (X.new_full((), value) for value in (lr, momentum))
+    X2, V2, before = _reference.heavy_ball_step(X, V, M, Y, rate, decay, _reference.LOSSES[loss])
     X.copy_(X2)
     V.copy_(V2)
     return before
@@ -53,19 +53,18 @@ def _launch(
         or (Y is not None and Y.shape != (*batch, X.shape[-2], p))
         or (Y is None and X.shape[-2] != p)
         or any(_checks.state_dtype(t.dtype) != X.dtype or t.dtype != factors[0].dtype for t in factors)
-        or any(t.device != X.device for t in (V, *factors))
+        or any(t.device != X.device or t.layout != torch.strided for t in (X, V, *factors))
         or _overlap(X, V)
         or any(size > 1 and stride == 0 for t in (X, V) for size, stride in zip(t.shape, t.stride(), strict=True))
     ):
         return None
     M, Y = (t.clone() if t is not None and (_overlap(t, X) or _overlap(t, V)) else t for t in (M, Y))
-    flat = [None if t is None else t.contiguous().view(-1, *t.shape[-2:]) for t in (X, V, M, Y)]
     if Y is None:
-        dtype = X.dtype if M is None else M.dtype
-        flat[3] = torch.eye(X.shape[-2], p, dtype=dtype, device=X.device)[None]
-    before = backend.gpu().launch_heavy_ball_step_(*flat, lr, momentum, loss).view(batch)
-    for target, updated in zip((X, V), flat[:2], strict=True):
-        if not target.is_contiguous():
+        Y = torch.eye(X.shape[-2], p, dtype=X.dtype if M is None else M.dtype, device=X.device)
+    x, v, *given = (None if t is None else t.contiguous().view(-1, *t.shape[-2:]) for t in (X, V, M, Y))
+    before = backend.gpu().launch_heavy_ball_step_(x, v, *given, lr, momentum, loss).view(batch)
+    for target, updated in ((X, x), (V, v)):
+        if updated is not None and not target.is_contiguous():
             target.copy_(updated.view(target.shape))
     return before
 
@@ -112,11 +111,11 @@ def heavy_ball_step_(
         and backend.is_plain(X, V, M, Y)
         and not (X.is_neg() or V.is_neg())  # a pending negation makes them no memory to write to
         and backend.has_kernels()
-        and not backend.autocasts(X.device)
+        and not backend.autocasts(X)
     ):
         return None
     index = _reference.LOSSES.index(loss)
-    if torch.is_grad_enabled() and backend.requires_grad(X, V, M, Y):
+    if backend.records_grad(X, V, M, Y):
         with torch.no_grad():
             before = backend.call(_kernel, _triton, X, V, M, Y, lr, momentum, index)
     else:
@@ -124,6 +123,22 @@ def heavy_ball_step_(
     if before is not None:
         increment_version((X, V))
     return before
+
+
+def heavy_ball_step(
+    X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: Any, momentum: Any, loss: Any
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """As `heavy_ball_step_`, on copies of X and V: ``(X', V', loss)``. None where a gradient is to be recorded, too."""
+    if (
+        not (isinstance(X, Tensor) and isinstance(V, Tensor) and backend.is_plain(X, V, M, Y))
+        or backend.records_grad(X, V, M, Y)
+        or X.layout != torch.strided
+        or V.layout != torch.strided
+    ):
+        return None
+    X, V = X.clone(), V.clone()
+    before = heavy_ball_step_(X, V, M, Y, lr, momentum, loss)
+    return None if before is None else (X, V, before)
 
 
 def traced_step_(

@@ -27,7 +27,7 @@ class Flags:
         if not self.lags:
             self._sent.append((counts.cpu(), None))
             return
-        pinned = torch.empty(2, dtype=counts.dtype, pin_memory=True)
+        pinned = torch.empty(2, dtype=counts.dtype, device="cpu", pin_memory=True)
         pinned.copy_(counts, non_blocking=True)
         event = torch.cuda.Event()
         event.record()

@@ -75,7 +75,7 @@ def _check_rank(r: Tensor, M: Tensor) -> None:
     floor = max(M.shape[-2:]) * torch.finfo(r.dtype).eps * diagonal.amax(-1)
     lacking = (diagonal <= floor[..., None]).any(-1)
     if bool(lacking.any()):
-        raise torch.linalg.LinAlgError(
+        raise torch.linalg.LinAlgError(  # pyright: ignore[reportPrivateImportUsage]
             f"gradients through a solve need M of full row rank (column rank with left=True), but "
             f"{int(lacking.sum())} of {lacking.numel()} matrices [{M.shape[-2]}, {M.shape[-1]}] lack it"
         )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _reference
 from .._ops import finish_chunk
-from . import convergence
+from . import convergence, saved
 from .flags import Flags
 from .graph import Replayed
 from .options import Options
+from .phases import Phases
 from .problem import Problem
 from .progress import progress_bar
 from .solver import Chunk, Solver
@@ -58,6 +61,17 @@ class State:
         unknown = torch.full((X.shape[0],), torch.nan, dtype=torch.float64, device=X.device)
         running = torch.full_like(iterations, _reference.RUNNING)
         return cls(X, buffers, solver, iterations, running, unknown, unknown, unknown, unknown)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, for `from_state_dict`."""
+        values = {name: saved.plain(value) for name, value in vars(self).items() if name != "solver"}
+        return saved.sealed("State", {**values, "solver": self.solver.state_dict()})
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Any]) -> State:
+        """The state that `state_dict` was called on."""
+        values = saved.opened(state_dict, "State", [field.name for field in fields(cls)])
+        return cls(**{**values, "solver": Solver.from_state_dict(values["solver"])})
 
     def going_on(self, *, all_problems: bool = False) -> State:
         """The same as a start: the problems that met a tolerance or a limit run again, or all of them."""
@@ -109,11 +123,13 @@ class _Run:
     def __init__(self, problem: Problem, solver: Solver, options: Options, start: State) -> None:
         batch, device = problem.size, problem.device
         self.problem = problem
-        self.prepared = solver.prepare(problem)
+        self.phase = Phases(problem, solver, start.X)
+        with self.phase("prepare"):
+            self.prepared = self.phase.prepared = solver.prepare(problem)
         self.state = [t.clone() for t in (start.X, *start.buffers)]
-        replays = options.limit and not self.prepared.exact
+        replays = options.limit and not self.prepared.way.exact
         self.snapshot = [torch.empty_like(t) for t in self.state] if replays else []
-        keeps = self.prepared.keeps_residual
+        keeps = self.prepared.way.keeps_residual
         held = problem.dtype if problem.M is None else problem.Y.dtype  # what it is multiplied in
         self.R = problem.Y.new_empty((batch, problem.m, problem.p), dtype=held) if keeps else None
         Y_norm = problem.Y_norm()
@@ -141,13 +157,15 @@ class _Run:
     def _advance(self, limit: Tensor, sums: Tensor, R: Tensor | None) -> None:
         """Up to ``limit`` updates of each problem; R is that of X where ``sums[:, 0]`` is a number."""
         chunk = Chunk(limit, self.threshold, self.bail, sums, self.taken, R)
-        self.prepared.advance(self.state[0], tuple(self.state[1:]), chunk)
+        with self.phase("advance", sums):
+            self.prepared.advance(self.state[0], tuple(self.state[1:]), chunk)
 
     def _finish(self, sums: Tensor) -> None:
-        finish_chunk(
-            sums, self.taken, self.threshold, self.Y_squares, self.bail, self.last, self.best, self.updates,
-            self.status, self.again, self.counts,
-        )  # fmt: skip
+        with self.phase("reduce", sums):
+            finish_chunk(
+                sums, self.taken, self.threshold, self.Y_squares, self.bail, self.last, self.best, self.updates,
+                self.status, self.again, self.counts,
+            )  # fmt: skip
 
     def _chunk(self, steps: int, sums: Tensor) -> None:
         """Each problem that is running makes `steps` updates, or stops; all of it is decided on the device."""
@@ -162,12 +180,13 @@ class _Run:
         """
         for old, state in zip(self.snapshot, self.state, strict=False):  # there may be none
             old.copy_(state)
-        if self.prepared.captures:
+        if self.prepared.way.captures:
             if steps not in self.replayed:
                 room = self._room(steps)
                 self.replayed[steps] = room, Replayed(partial(self._chunk, steps, room))
             sums, replayed = self.replayed[steps]
-            replayed()
+            with self.phase("graph", sums):  # which runs the two phases of a chunk, and shows them while it captures
+                replayed()
             sums = sums.clone()
         else:
             sums = self._room(steps)
@@ -183,10 +202,12 @@ class _Run:
             steps = int(self.counts[1])
             if steps < 0:
                 return
-        due = self.again >= 0
-        for old, state in zip(self.snapshot, self.state, strict=True):
-            state.copy_(torch.where(due.view(-1, *[1] * (state.ndim - 1)), old, state))
-        self._advance(self.again, self._room(steps), None)
+        room = self._room(steps)
+        with self.phase("replay", room):
+            due = self.again >= 0
+            for old, state in zip(self.snapshot, self.state, strict=True):
+                state.copy_(torch.where(due.view(-1, *[1] * (state.ndim - 1)), old, state))
+            self._advance(self.again, room, None)
 
     def stop_stagnated(self, mark: Tensor, explicit: bool) -> None:
         """Mark the problems that have come to a halt since ``best`` was `mark`."""
@@ -209,13 +230,14 @@ def run(problem: Problem, solver: Solver, options: Options, start: State) -> Out
     running = True
     with progress_bar(options.progress, options.limit) as bar:
         while done < options.limit:
-            counts = work.flags.latest()
+            with work.phase("poll"):  # the host waits for a GPU
+                counts = work.flags.latest()
             if counts is not None:
                 running = counts[0] > 0
             if not running:
                 break
             steps = min(chunk, options.limit - done)
-            if not work.prepared.exact and interval is not None:  # at most as much is run in vain as was run before
+            if not work.prepared.way.exact and interval is not None:  # at most as much is run in vain as was run before
                 steps = min(steps, max(FIRST_CHUNK, done))
             if interval is not None:
                 age %= interval
@@ -232,4 +254,5 @@ def run(problem: Problem, solver: Solver, options: Options, start: State) -> Out
     iterations = start.iterations + work.updates
     X, *buffers = work.state
     end = State(X, tuple(buffers), solver, iterations, status, work.last, work.bail, work.best, mark, age)
-    return Outcome(end, history.finish(problem, work.updates))
+    with work.phase("history"):  # so it does here, for the number of entries
+        return Outcome(end, history.finish(problem, work.updates))

@@ -24,23 +24,18 @@ def _flatten(t: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
     return t if t.data_ptr() % 64 == 0 else t.clone()
 
 
-def _in_memory(name: str, t: Tensor | None) -> Tensor | None:
+def _in_memory(name: str, t: Tensor) -> Tensor:
     """The tensor without its subclass: the iteration reads and writes memory, and knows no rules but its own.
 
     Raises:
         TypeError: it has no memory of its own, or another use of it.
     """
-    if t is None:
-        return None
-    if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+    if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # pyright: ignore[reportAttributeAccessIssue]
         raise TypeError(
             f"{name} must be a tensor in memory, got a {type(t).__name__}, which has operators of its own "
             "(__torch_dispatch__): give the tensor that it stands for"
         )
-    if type(t) in (Tensor, torch.nn.Parameter):
-        return t
-    with torch._C.DisableTorchFunctionSubclass():  # which would make it one of the subclass again
-        return t.as_subclass(Tensor)
+    return t if type(t) in (Tensor, torch.nn.Parameter) else t.as_subclass(Tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +95,11 @@ class Problem:
     def of(cls, M: Tensor | None, Y: Tensor | None, X0: Tensor | None, loss: str, left: bool) -> Problem:
         """Check the user's tensors and bring them into shape; ``left`` transposes the equation."""
         _checks.choice("loss", loss, _reference.LOSSES)
-        for name, value in (("M", M), ("Y", Y), ("X0", X0)):
+        given = ("M", M), ("Y", Y), ("X0", X0)
+        for name, value in given:
             if value is not None:
                 _checks.matrix(name, value)
-        M, Y, X0 = (_in_memory(name, t) for name, t in (("M", M), ("Y", Y), ("X0", X0)))
+        M, Y, X0 = (None if t is None else _in_memory(name, t) for name, t in given)
         sources = Source.of(M), Source.of(Y)
         if left:
             M, Y, X0 = (None if t is None else t.mT for t in (M, Y, X0))
@@ -177,9 +173,9 @@ class Problem:
     def start(self, X0: Tensor | None) -> Tensor:
         """A fresh ``[B, m, n]`` to iterate on: X0 in the user's orientation, or zeros."""
         shape = (self.size, self.m, self.n)
-        X0 = _in_memory("X0", X0)
         if X0 is None:
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        X0 = _in_memory("X0", X0)
         X = X0.mT if self.left else X0
         X = X.detach().to(self.dtype).expand(*self.batch, self.m, self.n).reshape(shape)
         return X.clone(memory_format=torch.contiguous_format)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from . import diagnosis
+from . import diagnosis, saved
 from .loop import State
 from .options import Options
 from .problem import Problem
@@ -29,6 +31,12 @@ class ConvergenceError(RuntimeError):
         super().__init__(message)
         self.solution = solution
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ConvergenceError, (str(self), self.solution)  # to come out of another process
+
+
+_TENSORS = ("X", "loss", "residual_norm", "iterations", "status", "history")
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Solution:
@@ -43,6 +51,10 @@ class Solution:
         history: ``[*, H]``, the loss after 0, record_every, 2 record_every, ... updates of this call; NaN after a
             problem has stopped.
         state: what ``solve(..., X0=solution)`` goes on from; None for `iterate`.
+        restored: whether it comes from a state dict or a copy; then ``solve(..., X0=solution)`` knows M and Y again by
+            their values, which it waits for the device to compare, and not by their memory.
+
+    It can be saved (`state_dict`), pickled and deep-copied; X of a copy carries no gradient.
     """
 
     X: Tensor
@@ -55,6 +67,7 @@ class Solution:
     problem: Problem = field(repr=False)
     options: Options = field(repr=False)
     start: State | None = field(default=None, repr=False)
+    restored: bool = field(default=False, repr=False)
 
     @property
     def converged(self) -> Tensor:
@@ -98,6 +111,62 @@ class Solution:
         """
         if not bool(self.converged.all()):
             raise ConvergenceError(self.message, self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything in a dict that ``torch.save`` and ``torch.load(weights_only=True)`` take.
+
+        That is the result, the options, the solver with its hyperparameters, the state in which the solve began (which
+        `plot` needs) and ended, and M and Y. M and Y are copied, the other tensors are the solution's own, detached.
+
+        Returns:
+            A dict of tensors, numbers, strings, None and containers of them, for `from_state_dict`.
+
+        Example:
+            >>> import io, torch, matconv_fast as mcf
+            >>> M, file = torch.diag(torch.tensor([1.0, 2.0])), io.BytesIO()
+            >>> torch.save(mcf.solve(M, max_iters=30).state_dict(), file)
+            >>> position = file.seek(0)
+            >>> sol = mcf.Solution.from_state_dict(torch.load(file, weights_only=True))
+            >>> torch.equal(mcf.solve(M, X0=sol).X, mcf.solve(M).X)
+            True
+        """
+        values = {name: saved.plain(getattr(self, name)) for name in _TENSORS}
+        for name, state in (("state", self.state), ("start", self.start)):
+            values[name] = None if state is None else state.state_dict()
+        values["problem"] = self.problem.state_dict()
+        values["options"] = saved.sealed("Options", {k: saved.plain(v) for k, v in vars(self.options).items()})
+        return saved.sealed("Solution", values)
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Any]) -> Solution:
+        """The solution that `state_dict` was called on.
+
+        ``solve(M, Y, X0=solution)`` goes on from it exactly, where M and Y hold the same numbers as then, on the same
+        device; that call compares them, and so waits for the device.
+
+        Args:
+            state_dict: what `state_dict` returned, saved and loaded or not. Its tensors are not copied.
+
+        Returns:
+            A `Solution`.
+
+        Raises:
+            TypeError: it is no dict.
+            ValueError: it is the state dict of something else, or in a format that this version does not read.
+        """
+        values = saved.opened(state_dict, "Solution", (*_TENSORS, "state", "start", "problem", "options"))
+        options = saved.opened(values["options"], "Options", [field.name for field in fields(Options)])
+        with torch.no_grad():
+            values["problem"] = Problem.from_state_dict(values["problem"], values["X"])
+        for name in ("state", "start"):
+            values[name] = None if values[name] is None else State.from_state_dict(values[name])
+        return cls(**{**values, "options": Options(**options), "restored": True})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_state_dict, (self.state_dict(),)
+
+    def __copy__(self) -> Solution:
+        return replace(self)
 
     def plot(self) -> go.Figure:
         """Loss curve on a log axis, and the residual ``X @ M - Y`` as a heat map with a slider over the iterations.

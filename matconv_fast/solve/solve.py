@@ -145,7 +145,7 @@ def solve(
             solver = solver or HeavyBall()
             start = _fresh(problem, solver, X0)
         solution = _solution(problem, options, start, loop.run(problem, solver, options, start))
-    if torch.is_grad_enabled() and backend.requires_grad(M, Y):
+    if backend.records_grad(M, Y):
         solution = replace(solution, X=_differentiable(M, Y, solution, left=left))
     if throw:
         solution.raise_for_status()

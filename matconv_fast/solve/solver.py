@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from .._ops import backend
+from . import saved
 from .problem import Problem
 
 # Updates between two looks at the result on paths where a look costs little beside an update.
@@ -46,6 +49,9 @@ class Chunk:
 Advance = Callable[[Tensor, "tuple[Tensor, ...]", Chunk], None]
 
 
+PLAIN = backend.Way("reference", "plain", 0, exact=False, keeps_residual=False, captures=False)
+
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A solver made ready for one problem.
@@ -53,16 +59,12 @@ class Prepared:
     Attributes:
         advance: ``advance(X, buffers, chunk)`` runs up to ``chunk.limit`` updates of each problem, in place.
         chunk: updates in one such call, so few that Ctrl-C is answered soon: under a second up to 1,024 square.
-        exact: `advance` stops each problem where it should, so that none has to be replayed.
-        keeps_residual: `advance` keeps the residual from chunk to chunk, which would cost it a product.
-        captures: it takes several launches an iteration, which are to be captured as a CUDA graph and replayed.
+        way: how `advance` goes about it.
     """
 
     advance: Advance
     chunk: int = REFERENCE_CHUNK
-    exact: bool = False
-    keeps_residual: bool = False
-    captures: bool = False
+    way: backend.Way = PLAIN
 
     @classmethod
     def of(cls, problem: Problem, way: backend.Way | None, advance: Advance) -> Prepared:
@@ -77,7 +79,7 @@ class Prepared:
             chunk = min(max(chunk, LEAST_CAPTURED), MOST_CAPTURED)
         if not way.exact:  # each slab of some 24 rows has a sum of its own for every iteration: 32 MB of them at most
             chunk = max(8, min(chunk, (24 << 22) // max(problem.size * problem.m, 1)))
-        return cls(advance, chunk, way.exact, way.keeps_residual, way.captures)
+        return cls(advance, chunk, way)
 
 
 def advance_way(problem: Problem, *, heavy_ball: bool) -> backend.Way | None:
@@ -88,15 +90,63 @@ def advance_way(problem: Problem, *, heavy_ball: bool) -> backend.Way | None:
     )  # fmt: skip
 
 
+_Solver = TypeVar("_Solver", bound="Solver")
+
+
+def _family(kind: type[_Solver]) -> Iterator[type[_Solver]]:
+    """A class of solvers and all those below it."""
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _family(below)
+
+
+def _is_same(a: Any, b: Any, by_value: bool) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (by_value and a.device == b.device and a.dtype == b.dtype and torch.equal(a, b))
+    return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b)
+
+
 class Solver(abc.ABC):
     """Hyperparameters of an iteration. The loop in `loop.py` runs every solver; contract in ``_reference.py``."""
 
-    def is_same(self, other: Solver) -> bool:
-        """Whether it has the same hyperparameters; tensors count by identity, their values are not read."""
+    def is_same(self, other: Solver, *, by_value: bool = False) -> bool:
+        """Whether it has the same hyperparameters; tensors count by identity, and are read `by_value` alone."""
         if type(self) is not type(other):
             return False
         mine, theirs = vars(self), vars(other)
-        return all(v is theirs[k] or (not isinstance(v, Tensor) and v == theirs[k]) for k, v in mine.items())
+        return all(_is_same(value, theirs[name], by_value) for name, value in mine.items())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Name and hyperparameters in a dict that ``torch.save`` and ``torch.load(weights_only=True)`` take.
+
+        Returns:
+            A dict of numbers, strings, None and tensors (detached, not copied), for `from_state_dict`.
+
+        Example:
+            >>> import matconv_fast as mcf
+            >>> mcf.HeavyBall.from_state_dict(mcf.HeavyBall(lr=0.1).state_dict())
+            HeavyBall(lr=0.1, momentum=0.9, form='auto')
+        """
+        return saved.sealed(type(self).__name__, {name: saved.plain(value) for name, value in vars(self).items()})
+
+    @classmethod
+    def from_state_dict(cls: type[_Solver], state_dict: Mapping[str, Any]) -> _Solver:
+        """The solver that a `state_dict` is of.
+
+        Args:
+            state_dict: what `state_dict` returned, saved and loaded or not.
+
+        Returns:
+            A solver of this class, or of one below it.
+
+        Raises:
+            TypeError: it is no dict.
+            ValueError: it is the state dict of something else, or in a format that this version does not read.
+        """
+        name = state_dict.get("kind") if isinstance(state_dict, Mapping) else None
+        kind = next((kind for kind in _family(cls) if kind.__name__ == name), cls)
+        names = [field.name for field in fields(kind)] if is_dataclass(kind) else []
+        return kind(**saved.opened(state_dict, kind.__name__, names))
 
     @abc.abstractmethod
     def prepare(self, problem: Problem) -> Prepared:

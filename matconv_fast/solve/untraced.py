@@ -5,8 +5,15 @@ A module of its own, imported only then: ``torch.compiler.disable`` imports the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 
+from .solution import Solution
 from .solve import solve as _solve
 
-solve = torch.compiler.disable(_solve, reason="matconv_fast.solve iterates, and stops by itself")
+solve = cast(
+    "Callable[..., Solution]",
+    torch.compiler.disable(_solve, reason="matconv_fast.solve iterates, and stops by itself"),
+)
