@@ -154,7 +154,9 @@ def test_a_captured_chunk_shows_as_a_graph(force, traced, monkeypatch):
     M, options = well_conditioned(4), {"max_iters": 40, "check_every": 8, "rtol": 0.0}
     plain = mcf.solve(M, **options)
     monkeypatch.setattr(loop, "Replayed", Called)
-    monkeypatch.setattr(mcf.HeavyBall, "prepare", lambda *args: replace(prepare(*args), captures=True))
+    monkeypatch.setattr(
+        mcf.HeavyBall, "prepare", lambda *args: replace(prepare(*args), way=replace(prepare(*args).way, captures=True))
+    )
     solutions = []
     events = traced(lambda: solutions.append(mcf.solve(M, **options)))
     graphs = named(events, "matconv_fast.solve.graph")
