@@ -69,7 +69,7 @@ PATHS = ["reference", "cpu", *(["triton"] if backend.INTERPRETED else [])]
 def path(request: pytest.FixtureRequest, force: Callable[[str], None]) -> str:
     """Force one implementation; the kernels' own suite and the reference's are the same tests."""
     if request.param == "triton" and request.node.get_closest_marker("long"):
-        pytest.skip("thousands of iterations take the interpreter minutes")
+        pytest.skip("thousands of iterations or calls take the interpreter minutes")
     force(request.param)
     return request.param
 

@@ -67,6 +67,7 @@ def test_a_step_is_differentiated_as_autograd_would(kind, batch):
     torch.testing.assert_close(first, truth)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("case", ["batch", "no M", "no Y", "broadcast"])
 def test_a_step_has_first_and_second_derivatives(kind, case):
@@ -93,6 +94,7 @@ def test_a_step_at_the_solution_has_gradient_0_of_fro():
     assert torch.equal(gradient, torch.ones(3, 3).double())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
 @pytest.mark.parametrize("norm", ["fro", "max", 1])
 def test_a_distance_has_first_and_second_derivatives(norm, batch):

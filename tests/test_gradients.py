@@ -91,6 +91,7 @@ def test_what_needs_no_gradient_has_none():
     assert torch.equal(mcf.inv(M.detach(), max_iters=3).X, sol.X)
 
 
+@pytest.mark.long
 def test_memory_does_not_depend_on_the_iterations():
     """What is saved for the backward, and what the backward makes, after 100 iterations and after 10,000."""
     M, Y = well_conditioned(8).requires_grad_(), rand(3, 8, seed=2).requires_grad_()

@@ -34,6 +34,7 @@ def test_residual_loss_is_the_formula(loss, batch):
     torch.testing.assert_close(mcf.residual_loss(X, square, loss=loss), VALUES[loss](X @ square - torch.eye(3)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", VALUES)
 def test_residual_loss_is_differentiable_twice_by_everything(loss):
     tensors = [
@@ -126,6 +127,7 @@ def test_a_step_is_sgds(loss):
     torch.testing.assert_close(V, optimizer.state[X]["momentum_buffer"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", VALUES)
 def test_the_functional_step_is_differentiable_by_lr_and_momentum_too(loss):
     X, V, M, Y = (rand(*s, seed=k, requires_grad=True) for k, s in enumerate([(3, 4), (3, 4), (4, 5), (3, 5)]))
