@@ -110,6 +110,7 @@ def heavy_ball_step_(
         TypeError: an argument is no dense real floating-point tensor, or their dtypes differ.
         ValueError: shapes do not fit, devices differ, X or V cannot be written, lr or momentum is negative, or `loss`
             is unknown. Nothing is written then.
+        NotImplementedError: a ``torch.func`` transform is at work.
 
     Example:
         >>> import torch, matconv_fast as mcf
@@ -121,6 +122,11 @@ def heavy_ball_step_(
     before = _ops.heavy_ball_step_(X, V, M, Y, lr, momentum, loss)
     if before is not None:
         return before
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "heavy_ball_step_ does not run inside torch.func transforms, which do not follow what is written in place: "
+            "use heavy_ball_step, which they do, or give it the batch, [*, m, n]"
+        )
     with torch.no_grad():
         batch, state, M32, Y32, rate, decay = _prepare(X, V, M, Y, lr, momentum, loss)
         _checks.writable_state(X, V, batch)

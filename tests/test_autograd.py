@@ -198,3 +198,11 @@ def test_autocast_leaves_distances_and_steps_in_place_alone():
     exact = mcf.heavy_ball_step_(*plain, M, Y, lr=0.1, momentum=0.9)
     torch.testing.assert_close(before, exact, rtol=2e-2, atol=0.0)
     torch.testing.assert_close(X, plain[0], rtol=2e-2, atol=2e-2)
+
+
+def test_a_step_in_place_refuses_transforms_by_name():
+    X, V, M, Y = tensors(3)
+    before = X.clone()
+    with pytest.raises(NotImplementedError, match=r"use heavy_ball_step, .* or give it the batch"):
+        torch.func.vmap(lambda *t: mcf.heavy_ball_step_(*t, lr=0.1, momentum=0.9))(X, V, M, Y)
+    assert torch.equal(X, before)

@@ -18,7 +18,7 @@ from .advance_rows import launch_rows
 from .advance_small import launch_small
 from .reduce import _finish_chunk_kernel, _finish_iterate_kernel, _start_kernel, launch_finish_norm
 from .residual import launch_residual, new_partials, residual_tile
-from .state import FRO, Chunk, Solver
+from .state import FRO, Chunk, Solver, unstopped
 from .step import launch_step, step_tile
 
 # How `advance` can go about a problem; "gemm" and "tiled" differ in who makes the products, cuBLAS or our kernels.
@@ -91,9 +91,7 @@ def _step_constants(
     return (
         torch.full((batch,), lr, dtype=dtype, device=device),
         torch.full((batch,), momentum, dtype=dtype, device=device),
-        torch.ones(batch, dtype=torch.int64, device=device),
-        torch.full((batch,), -1.0, dtype=torch.float64, device=device),
-        torch.full((batch,), math.inf, dtype=torch.float64, device=device),
+        *unstopped(batch, 1, device),
     )
 
 

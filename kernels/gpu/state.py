@@ -32,6 +32,13 @@ class Solver:
         return replace(self, **state)
 
 
+def unstopped(batch: int, updates: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """A limit of `updates`, a threshold that nothing meets and no bail, each ``[batch]``."""
+    threshold = torch.full((batch,), -1.0, dtype=torch.float64, device=device)
+    limit = torch.full((batch,), updates, dtype=torch.int64, device=device)
+    return limit, threshold, torch.full_like(threshold, math.inf)
+
+
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """What is asked of one call of `advance`, and where its results go."""
@@ -56,8 +63,6 @@ class Chunk:
     @classmethod
     def of(cls, X: Tensor, updates: int, loss: int) -> Chunk:
         """`updates` of each problem, whatever its iterates are: nothing stops it."""
-        batch = X.shape[0]
-        limit = torch.full((batch,), updates, dtype=torch.int64, device=X.device)
-        threshold = torch.full((batch,), -1.0, dtype=torch.float64, device=X.device)
-        sums = X.new_empty((batch, updates + 1), dtype=torch.float64)
-        return cls(limit, threshold, torch.full_like(threshold, math.inf), sums, torch.empty_like(limit), None, loss)
+        limit, threshold, bail = unstopped(X.shape[0], updates, X.device)
+        sums = X.new_empty((X.shape[0], updates + 1), dtype=torch.float64)
+        return cls(limit, threshold, bail, sums, torch.empty_like(limit), None, loss)
