@@ -6,7 +6,7 @@ EXTENSION := $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
 
 EXTENSION_TESTS := $(wildcard tests/*.cpp)
 
-.PHONY: demo test test-triton gpu compile-kernels compile-kernels-all lint sanitize format build dist clean
+.PHONY: demo test test-triton bench bench-compare gpu compile-kernels compile-kernels-all lint sanitize format build dist clean
 
 demo: $(VENV)/.built  ## the notebook's runs and the question's loops against the plain ones; writes report.html
 	$(BIN)/python -m matconv_fast demo --report report.html
@@ -17,6 +17,12 @@ test: $(VENV)/.built $(VENV)/.testers  ## the whole suite, doctests and README i
 # Two processes: the interpreter is Python, one operation of a kernel after another.
 test-triton: $(VENV)/.built $(VENV)/.testers  ## the suite on the Triton kernels, in Triton's interpreter
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -k triton
+
+bench: $(VENV)/.built $(VENV)/.benchers  ## the benchmarks: results, docs/benchmarks.md, README's table; BENCH=quick: a part
+	$(BIN)/python benchmarks/bench.py
+
+bench-compare: $(VENV)/.built $(VENV)/.benchers  ## a quick run against the committed results
+	$(BIN)/python benchmarks/bench.py --compare
 
 # $(PYTHON) is that of a CUDA image as it is, with torch, Triton and pytest: nothing is installed, nothing fetched.
 gpu:  ## the suite, the benchmarks and compute-sanitizer on the GPU that is here; writes benchmarks/results/<device>
@@ -52,12 +58,12 @@ lint: $(VENV)/.built $(VENV)/.linters
 
 # -O1: at -O3 the sanitizers' checks around 200 kernel instances take minutes to compile
 SANITIZED := $(wildcard kernels/cpu/isa_*.cpp) kernels/cpu/finish_chunk.cpp tests/sanitize.cpp tests/sanitize_wide.cpp
-sanitize:  ## the kernels under AddressSanitizer and UBSan, and under ThreadSanitizer
-	$(MAKE) -j2 build/sanitize/address,undefined build/sanitize/thread
+# -g1: lines are named in what is reported, and compiling takes two thirds of -g's time
+sanitize: build/sanitize/address,undefined build/sanitize/thread  ## the kernels under AddressSanitizer and UBSan, and under ThreadSanitizer
 
 build/sanitize/%: $(EXTENSION) $(SANITIZED)
 	mkdir -p $(@D)
-	$(CXX) -std=c++17 -O1 -g -ffp-contract=fast -Wno-psabi -pthread -fsanitize=$* -fno-sanitize-recover=all $(SANITIZED) -o $@
+	$(CXX) -std=c++17 -O1 -g1 -ffp-contract=fast -Wno-psabi -pthread -fsanitize=$* -fno-sanitize-recover=all $(SANITIZED) -o $@
 	$@
 
 .DELETE_ON_ERROR:
@@ -87,7 +93,11 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(EXTENSION)
 	touch $@
 
 $(VENV)/.testers: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c constraints.txt pytest pytest-xdist hypothesis selenium scikit-learn
+	$(BIN)/pip install --quiet -c constraints.txt pytest pytest-xdist pytest-benchmark matplotlib hypothesis selenium scikit-learn
+	touch $@
+
+$(VENV)/.benchers: $(VENV)/.testers
+	$(BIN)/pip install --quiet -c constraints.txt jax
 	touch $@
 
 $(VENV)/.linters: $(VENV)/.installed

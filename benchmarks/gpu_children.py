@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from measure import ROOT
+
 BUILD = ROOT / "build" / "gpu"
 RUN = str(ROOT / "benchmarks" / "gpu_run.py")
 LIMITS = {"info": 45, "suite": 150, "benchmarks": 170, "sanitizer": 100}  # seconds of a stage at most

@@ -1,4 +1,4 @@
-"""Paired timing: two sides in turns inside one process, the median of their ratio and its quartiles, one table."""
+"""Timing in turns inside one process, the median of a ratio and its quartiles, amounts as text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
 
 SAMPLE_SECONDS = 0.04  # shorter calls are repeated up to this: the clock and a scheduler's tick do not show in it
 SETTLE = 0.1  # and a tenth of them go before unmeasured: the other side's threads spin on, its data are in the caches
-
-LONG_SECONDS = 5.0  # a side that takes longer is timed in at most LONG_ROUNDS pairs
-LONG_ROUNDS = 5
 
 
 class NotRunError(Exception):
@@ -23,11 +25,16 @@ class NotRunError(Exception):
 
 @dataclass(frozen=True)
 class Side:
-    """A call, how many units (iterations, FLOP, calls) one of it makes, and a look at the first, unmeasured result."""
+    """A call, and how many units (iterations, FLOP, calls) one of it makes.
+
+    ``check`` looks at the first, unmeasured result, raises, or says what is to be reported of it. ``threads``: torch's,
+    where not all.
+    """
 
     call: Callable[[], Any]
     units: float = 1
-    check: Callable[[Any], None] | None = None
+    check: Callable[[Any], dict[str, Any] | None] | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,31 +128,23 @@ class Result:
         }  # fmt: skip
 
 
-def paired(prepare: Callable[[], tuple[Side, Side]], rounds: int) -> list[tuple[float, float]]:
-    """Seconds per unit of both sides, in turns, the order changing from round to round; unmeasured calls go before."""
-    sides = prepare()
-    seconds = [_calibrate(side) for side in sides]
-    repeats = [max(1, math.ceil(SAMPLE_SECONDS / t)) for t in seconds]
-    if max(seconds) > LONG_SECONDS:
-        rounds = min(rounds, LONG_ROUNDS)
-    pairs = []
+def in_turns(sides: list[Side], rounds: int) -> list[list[float]]:
+    """Seconds per unit by side and round.
+
+    Every side has its turn in every round, in an order that changes from round to round; unmeasured calls go before.
+    """
+    threads = torch.get_num_threads()
+    repeats = [max(1, math.ceil(SAMPLE_SECONDS / _seconds(side.call, 1))) for side in sides]
+    found: list[list[float]] = [[0.0] * rounds for _ in sides]
     for k in range(rounds):
-        found = [0.0, 0.0]
-        for j in (0, 1) if k % 2 == 0 else (1, 0):
-            _seconds(sides[j].call, math.floor(SETTLE * repeats[j]))
-            found[j] = _seconds(sides[j].call, repeats[j]) / repeats[j] / sides[j].units
-        pairs.append((found[0], found[1]))
-    return pairs
-
-
-def _calibrate(side: Side) -> float:
-    """Seconds of the second call, the first loads and makes buffers; of the first where it is long enough to tell."""
-    start = time.perf_counter()
-    result = side.call()
-    seconds = time.perf_counter() - start
-    if side.check is not None:
-        side.check(result)
-    return seconds if seconds > LONG_SECONDS else _seconds(side.call, 1)
+        order = range(len(sides)) if k % 2 == 0 else reversed(range(len(sides)))
+        for j in order:
+            side = sides[j]
+            torch.set_num_threads(side.threads or threads)
+            _seconds(side.call, math.floor(SETTLE * repeats[j]))
+            found[j][k] = _seconds(side.call, repeats[j]) / repeats[j] / side.units
+    torch.set_num_threads(threads)
+    return found
 
 
 def _seconds(call: Callable[[], Any], repeats: int) -> float:
@@ -163,51 +162,3 @@ def quantity(value: float, unit: str) -> str:
         return f"{1e-9 / value:,.1f} GFLOP/s"
     scale, name = next(((s, n) for s, n in ((1, "s"), (1e-3, "ms"), (1e-6, "us")) if value >= s), (1e-9, "ns"))
     return f"{value / scale:,.3g} {name}" if value / scale < 100 else f"{value / scale:,.0f} {name}"
-
-
-HEADER = ("row", "against", "ours", "theirs", "ratio", "quartiles", "asked", "", "note")
-
-
-def cells(row: Row, result: Result | str) -> tuple[str, ...]:
-    """A line of the table, under `HEADER`; a result that is text says why the row was not run."""
-    if isinstance(result, str):
-        return (row.name, row.against, "", "", "", "", row.figure.asked(row.unit), "not run", result)
-    low, middle, high = (row.figure.show(q) for q in result.quartiles)
-    verdict = {True: "met", False: "short", None: ""}[result.met]
-    ours, theirs = quantity(result.ours, row.unit), quantity(result.theirs, row.unit)
-    return (
-        row.name,
-        row.against,
-        ours,
-        theirs,
-        middle,
-        f"{low} .. {high}",
-        row.figure.asked(row.unit),
-        verdict,
-        row.note,
-    )
-
-
-def table(lines: list[tuple[str, ...]]) -> str:
-    """Aligned text."""
-    lines = [HEADER, *lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = (0, 1, 7, 8)
-    aligned = [
-        "  ".join(c.ljust(w) if k in left else c.rjust(w) for k, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
-    return "\n".join([aligned[0].rstrip(), "-" * len(aligned[0]), *(line.rstrip() for line in aligned[1:])])
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """README's table, from the rows of a JSON file."""
-    lines = ["| workload | against | here | there | ratio | quartiles |", "| --- | --- | --- | --- | --- | --- |"]
-    for row in rows:
-        figure = Figure(row["kind"], row["asked"])
-        low, middle, high = (
-            figure.show(q) for q in (row["ratio_quartiles"][0], row["ratio"], row["ratio_quartiles"][1])
-        )
-        ours, theirs = quantity(row["ours"], row["unit"]), quantity(row["theirs"], row["unit"])
-        lines.append(f"| {row['name']} | {row['against']} | {ours} | {theirs} | {middle} | {low} to {high} |")
-    return "\n".join(lines)

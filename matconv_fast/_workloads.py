@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-# Enough that a run takes long beside the fixed cost of the call, from overhead-bound to arithmetic-bound.
+# Enough that a run takes long beside the fixed cost of the call, from overhead-bound to arithmetic-bound; at 1,024 and
+# 2,048 enough that the loss of the last X, one product more, is little.
 SQUARE_ITERATIONS = {
-    4: 10_000, 8: 10_000, 16: 10_000, 32: 5_000, 64: 2_000, 128: 1_000, 256: 400, 512: 100, 1024: 20, 2048: 10
+    4: 10_000, 8: 10_000, 16: 10_000, 32: 10_000, 64: 10_000, 128: 2_000, 256: 400, 512: 100, 1024: 40, 2048: 20
 }  # fmt: skip
 
 
@@ -158,12 +159,29 @@ def square(n: int, iterations: int | None = None) -> Descent:
     return Descent(f"S{n}", M, torch.eye(n), X0, lr.item(), 0.9, iterations or SQUARE_ITERATIONS[n])
 
 
-def batch(problems: int = 10_000) -> Descent:
-    """B8: problems of 8 x 8 that stop one by one, each with its own M and lr."""
+def batch(problems: int = 10_000, n: int = 8, iterations: int = 2_000, rtol: float = 1e-5) -> Descent:
+    """B8: problems of 8 x 8 that stop one by one, each with its own M and lr; with other arguments, B64."""
     generator = torch.Generator().manual_seed(0)
-    M, lr = _curved((problems, 8, 8), generator)
-    X0 = torch.rand(problems, 8, 8, generator=generator)
-    return Descent("B8", M, torch.eye(8), X0, lr, 0.9, iterations=2_000, rtol=1e-5)
+    M, lr = _curved((problems, n, n), generator)
+    X0 = torch.rand(problems, n, n, generator=generator)
+    return Descent(f"B{n}", M, torch.eye(n), X0, lr, 0.9, iterations, rtol)
+
+
+def tall(m: int = 8192, n: int = 256, iterations: int = 200) -> Descent:
+    """T256: X m x n on one n x n matrix; the loss is the mean over all m rows."""
+    generator = torch.Generator().manual_seed(0)
+    M, lr = _curved((n, n), generator)
+    X0, Y = torch.rand(2, m, n, generator=generator)
+    return Descent(f"T{n}", M, Y, X0, lr.item() * m / n, 0.9, iterations)
+
+
+def wide(m: int = 64, n: int = 256, p: int = 100_000, iterations: int = 500) -> Descent:
+    """R, a regression: few unknowns, p samples."""
+    generator = torch.Generator().manual_seed(0)
+    M = torch.randn(n, p, generator=generator)
+    Y, X0 = torch.randn(m, p, generator=generator), torch.rand(m, n, generator=generator)
+    curvature = 2 * torch.linalg.eigvalsh(M @ M.mT)[-1].item() / (m * p)
+    return Descent("R", M, Y, X0, 0.9 / curvature, 0.9, iterations)
 
 
 def partly_stopped(work: Descent, share: float) -> Descent:

@@ -129,7 +129,9 @@ void advance(const char* isa, const mcf::AdvanceKernels<T>& kernels, Rule rule, 
   p = together.p;
   auto packed = aligned<T>(product ? kernels.packed_elements(n, p) : 0);
   auto work = aligned<T>(kernels.workspace_elements(m, n, p, buffers));
-  if (product) kernels.pack(together.M.data(), n, p, together.arguments().scale, packed.get());
+  const int64_t parts = draw(1, 4);
+  for (int64_t part = 0; product && part < parts; ++part)
+    kernels.pack(together.M.data(), n, p, together.arguments().scale, packed.get(), true, part, parts);
   std::vector<double> x, sums;
   together.plain(rule, x, sums);
   Problem<T> alone = together;

@@ -12,6 +12,7 @@ from problems import plain_heavy_ball, well_conditioned
 
 import matconv_fast as mcf
 from matconv_fast.solve import flags, graph, loop
+from matconv_fast.solve.problem import Problem
 
 SOLVERS = {"heavy ball": mcf.HeavyBall(lr=0.3, momentum=0.7), "adam": mcf.Adam(lr=0.02)}
 
@@ -160,7 +161,7 @@ def test_a_solution_shares_no_memory_with_what_it_goes_on_from(path):
 
 def test_one_launch_stays_short_enough_to_answer_ctrl_c(path):
     for batch, n in ((1, 2), (1, 64), (1, 400), (1000, 8), (10, 100)):
-        problem = mcf.solve(well_conditioned(n, batch, dtype=torch.float32), max_iters=0).problem
+        problem = Problem.of(well_conditioned(n, batch, dtype=torch.float32), None, None, "mse", left=False)
         launch = mcf.HeavyBall(0.1).prepare(problem).chunk
         assert launch <= 64 or launch * batch * 4 * n**3 <= (1e11 if path == "triton" else 4e9)
 

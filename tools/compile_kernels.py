@@ -3,7 +3,7 @@
 Each launch that the launchers make is compiled with each block shape, precision and GPU that it can have. It must not
 spill registers, must fit in shared and tensor memory, and must use the tensor cores of sm_90 as they are meant to be.
 
-    python tools/compile_kernels.py [--targets sm_90,gfx942] [--kernels REGEX] [--jobs 2] [--markdown FILE]
+    python tools/compile_kernels.py [--targets sm_90,gfx942] [--kernels REGEX] [--once] [--jobs 2] [--markdown FILE]
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; default: %(default)s")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, too")
     parser.add_argument("--thorough", action="store_true", help="every mix of sizes in the small tier")
+    parser.add_argument("--once", action="store_true", help="one launch of each block shape, not every alignment of it")
     options = parser.parse_args()
     targets = options.targets.split(",")
     if unknown := set(targets) - set(TARGETS):
@@ -54,6 +55,7 @@ def main() -> int:
         os.environ.setdefault("TRITON_CACHE_DIR", cache)  # a new one: else what is compiled is looked up
         launches = [launch for target in targets for launch in record(target, thorough=options.thorough)]
         launches = [launch for launch in launches if re.search(options.kernels, launch.kernel)]
+        launches = first_of_each(launches) if options.once else launches
         binaries = compile_all(launches, options.jobs)
     table = rows(zip(launches, binaries, strict=True))
     print(text(table, targets))
@@ -69,6 +71,14 @@ def main() -> int:
         heading = DOCUMENT.format(command="make compile-kernels", triton=triton.__version__)
         options.markdown.write_text(heading + markdown(table, targets))
     return 1 if failures else 0
+
+
+def first_of_each(launches: list[Launch]) -> list[Launch]:
+    """One for each line and column of the table: for each kernel, block shape, precision and GPU."""
+    found: dict[tuple[str, ...], Launch] = {}
+    for launch in launches:
+        found.setdefault((launch.target, launch.kernel, launch.precision, config(launch)), launch)
+    return list(found.values())
 
 
 def compile_all(launches: list[Launch], jobs: int) -> list[Binary]:

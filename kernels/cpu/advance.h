@@ -89,7 +89,8 @@ struct AdvanceKernels {
   int64_t (*slabs)(int64_t m, int64_t n, int64_t p);
   int64_t (*packed_elements)(int64_t n, int64_t p);
   int64_t (*workspace_elements)(int64_t rows, int64_t n, int64_t p, int64_t buffers);
-  void (*pack)(const T* M, int64_t n, int64_t p, T scale, T* packed);
+  // one of `parts` parts; without `gradient` only what a residual takes
+  void (*pack)(const T* M, int64_t n, int64_t p, T scale, T* packed, bool gradient, int64_t part, int64_t parts);
   Runners<T> heavy_ball, adam;
   // The heavy ball on problems [begin, end) of a batch, a problem in each lane; writes `taken` too.
   int64_t (*lanes_elements)(int64_t m, int64_t n, int64_t p);

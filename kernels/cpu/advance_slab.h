@@ -53,10 +53,12 @@ int64_t packed_elements(int64_t n, int64_t p) {
   return n * padded<T>(p) + p * padded<T>(n);
 }
 
+// One of `parts` parts of both orientations, the second one scaled; without `gradient` of the first alone.
 template <typename T>
-void pack_both(const T* M, int64_t n, int64_t p, T scale, T* packed) {
-  pack(M, n, p, p, 1, T(1), packed);
-  pack(M, p, n, 1, p, scale, packed + n * padded<T>(p));
+void pack_both(const T* M, int64_t n, int64_t p, T scale, T* packed, bool gradient, int64_t part, int64_t parts) {
+  const Rows plain = part_of(panels<T>(p), parts, part), transposed = part_of(panels<T>(n), parts, part);
+  pack(M, n, p, p, 1, T(1), packed, plain.begin, plain.end);
+  if (gradient) pack(M, p, n, 1, p, scale, packed + n * padded<T>(p), transposed.begin, transposed.end);
 }
 
 // Calls f(first row, integral constant of the rows) for blocks of nearly equal height: 8 rows are 4 + 4, not 6 + 2,

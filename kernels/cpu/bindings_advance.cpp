@@ -33,8 +33,8 @@ struct Advance {
       for (int64_t b = 0; b < size; ++b) finish(b, batch.runs(b) ? gemm(b) : 0);
   }
 
-  void pack(int64_t b, T* out) const {
-    if (batch.first.product) kernels.pack(batch[b].M, n, p, batch.first.scale, out);
+  void pack(int64_t b, T* out, bool gradient = true, int64_t part = 0, int64_t parts = 1) const {
+    if (batch.first.product) kernels.pack(batch[b].M, n, p, batch.first.scale, out, gradient, part, parts);
   }
 
   void finish(int64_t b, int64_t updates) const {
@@ -71,8 +71,13 @@ struct Advance {
     const int64_t columns = batch.columns;
     Workspace<T> packs(matrices * packed);
     Workspace<double> partial(size * slabs * columns);
-    torch::stable::parallel_for(0, matrices, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) pack(b, packs.get() + b * packed);
+    // all threads pack, which first touches the memory, too; a look at X, which makes no update, takes half of it
+    bool updates = !batch.limit;
+    for (int64_t b = 0; batch.limit && b < size; ++b) updates |= batch.limit[b] > 0;
+    const int64_t parts = matrices * packed > kSweep ? 4 * static_cast<int64_t>(torch::stable::get_num_threads()) : 1;
+    torch::stable::parallel_for(0, matrices * parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        pack(i / parts, packs.get() + i / parts * packed, updates, i % parts, parts);
     });
     torch::stable::parallel_for(0, size * slabs, 1, [&](int64_t begin, int64_t end) {
       const FlushDenormals flush;

@@ -1,5 +1,5 @@
 // See distance.h. Sums are float64: at 4,096 square in float32 that still takes as long as torch.dot's one read of
-// both, within 3 % (benchmarks/results/cpu-avx2/table.json).
+// both, within 3 % (benchmarks/results/cpu-avx2/bench.json).
 #pragma once
 
 #include "distance.h"

@@ -25,16 +25,36 @@ constexpr int64_t padded(int64_t columns) {
   return round_up(columns, panel_vectors<T>(columns) * Simd<T>::lanes);
 }
 
-// B [k, columns], element (q, j) at B[q * row_stride + j * column_stride], into panels [k, panel width] padded with
-// zeros.
+// Panels of so many columns.
 template <typename T>
-MCF_INLINE void pack(const T* B, int64_t k, int64_t columns, int64_t row_stride, int64_t column_stride, T scale,
-                     T* out) {
+constexpr int64_t panels(int64_t columns) {
+  return padded<T>(columns) / (panel_vectors<T>(columns) * Simd<T>::lanes);
+}
+
+// Some of the panels [k, panel width], padded with zeros, of B [k, columns], whose element (q, j) is at
+// B[q * row_stride + j * column_stride]. A transposed B is read by cache lines: by single elements, the lines of a
+// panel's columns, a power of two apart, would drive each other out of the cache.
+template <typename T>
+MCF_INLINE void pack(const T* B, int64_t k, int64_t columns, int64_t row_stride, int64_t column_stride, T scale, T* out,
+                     int64_t begin, int64_t end) {
   const int64_t width = panel_vectors<T>(columns) * Simd<T>::lanes;
-  for (int64_t j0 = 0; j0 < columns; j0 += width)
-    for (int64_t q = 0; q < k; ++q)
-      for (int64_t j = 0; j < width; ++j)
-        *out++ = j0 + j < columns ? scale * B[q * row_stride + (j0 + j) * column_stride] : T(0);
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t c = begin; c < end; ++c) {
+    T* panel = out + c * width * k;
+    const T* first = B + c * width * column_stride;
+    const int64_t filled = columns - c * width < width ? columns - c * width : width;
+    const auto element = [&](int64_t q, int64_t j) {
+      panel[q * width + j] = j < filled ? scale * first[q * row_stride + j * column_stride] : T(0);
+    };
+    if (column_stride == 1) {
+      for (int64_t q = 0; q < k; ++q)
+        for (int64_t j = 0; j < width; ++j) element(q, j);
+    } else {
+      for (int64_t q0 = 0; q0 < k; q0 += line)
+        for (int64_t j = 0; j < width; ++j)
+          for (int64_t q = q0; q < k && q < q0 + line; ++q) element(q, j);
+    }
+  }
 }
 
 // acc[i] += A[i, :] @ panel for R rows of A with leading dimension lda.

@@ -1,0 +1,40 @@
+"""What the results depend on goes beside them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import facts
+import pytest
+
+# What is compiled is compiled in this run: else its time would be that of a look at the disk.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp(prefix="benchmarks-inductor-"))
+
+collect_ignore_glob = ["[!t]*.py"]  # only test_*.py: the other modules have no doctests
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A row that is skipped, or that fails, has no times for pytest-benchmark, and its warning would be an error."""
+    config.addinivalue_line("filterwarnings", "ignore:Benchmark fixture was not used")
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Device, threads and versions, in place of the machine's own name."""
+    machine_info.pop("node", None)
+    machine_info["cpu"] = machine_info["cpu"].get("brand_raw", "")
+    machine_info.update(facts.facts())
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict[str, Any]) -> None:
+    """Options are the same for all, parameters are in the name; a row's rounds are in ``extra_info``."""
+    for found in output_json["benchmarks"]:
+        for key in ("options", "params", "param", "fullname"):
+            found.pop(key, None)
+
+
+@pytest.fixture(autouse=True)
+def machine(benchmark) -> None:
+    """In every row."""
+    benchmark.extra_info.update(facts.facts())

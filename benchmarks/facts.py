@@ -1,0 +1,35 @@
+"""What figures depend on."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import re
+from typing import Any
+
+import torch
+
+import matconv_fast as mcf
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def slug() -> str:
+    """Folder of the results of this kind of processor: cpu-avx2."""
+    isa = re.search(r"generic|avx2|avx512", mcf.info().devices[0].path)
+    return f"cpu-{isa.group() if isa else 'reference'}"
+
+
+@functools.cache
+def facts() -> dict[str, Any]:
+    """Device, path, threads, versions."""
+    versions = {name: _version(name) for name in ("matconv_fast", "torch", "jax", "numpy")}
+    versions["python"] = platform.python_version()
+    here = mcf.info().devices[0]
+    return {"device": f"{here.name}; path: {here.path}", "threads": torch.get_num_threads(), "versions": versions}
