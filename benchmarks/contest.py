@@ -37,6 +37,7 @@ class Contest:
         inputs = workload.make()
         self.entries: dict[str, Entry] = {}
         sides: list[tuple[Entry, Side]] = []
+        first: list[float] = []
         for provider in workload.providers:
             # ours are what others are compared with, and a limit what ours are
             if provider.name not in wanted and provider.against:
@@ -46,15 +47,19 @@ class Contest:
             start = time.perf_counter()
             try:
                 side = provider.side(inputs)
+                called = time.perf_counter()
                 result = side.call()
+                seconds = time.perf_counter() - called
                 entry.reported = (side.check(result) if side.check else None) or {}
             except Exception as error:  # one that fails must not take the others with it
                 entry.error = error
                 continue
             entry.prepared = time.perf_counter() - start
             sides.append((entry, side))
-        for (entry, _), seconds in zip(sides, in_turns([side for _, side in sides], rounds), strict=True):
-            entry.seconds = seconds
+            first.append(seconds)
+        times = in_turns([side for _, side in sides], rounds, first)
+        for (entry, _), mine in zip(sides, times, strict=True):
+            entry.seconds = mine
 
     def slower(self, name: str, against: str) -> list[float]:
         """How often ``against`` fits into the time of ``name``, by round; nothing where one of them has no times."""

@@ -16,6 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 SAMPLE_SECONDS = 0.04  # shorter calls are repeated up to this: the clock and a scheduler's tick do not show in it
+LONG_SECONDS = 1.0
 SETTLE = 0.1  # and a tenth of them go before unmeasured: the other side's threads spin on, its data are in the caches
 
 
@@ -128,13 +129,16 @@ class Result:
         }  # fmt: skip
 
 
-def in_turns(sides: list[Side], rounds: int) -> list[list[float]]:
-    """Seconds per unit by side and round.
+def in_turns(sides: list[Side], rounds: int, first: list[float] | None = None) -> list[list[float]]:
+    """Seconds per unit by side and round; ``first``: those of each side's first call.
 
     Every side has its turn in every round, in an order that changes from round to round; unmeasured calls go before.
     """
     threads = torch.get_num_threads()
-    repeats = [max(1, math.ceil(SAMPLE_SECONDS / _seconds(side.call, 1))) for side in sides]
+    # where the first call, which may load and warm up, was long, it tells how long one is
+    calls = zip(sides, first or [0.0] * len(sides), strict=True)
+    once = [seconds if seconds > LONG_SECONDS else _seconds(side.call, 1) for side, seconds in calls]
+    repeats = [max(1, math.ceil(SAMPLE_SECONDS / seconds)) for seconds in once]
     found: list[list[float]] = [[0.0] * rounds for _ in sides]
     for k in range(rounds):
         order = range(len(sides)) if k % 2 == 0 else reversed(range(len(sides)))

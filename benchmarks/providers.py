@@ -22,7 +22,7 @@ import matconv_fast as mcf
 from matconv_fast import _workloads
 from matconv_fast._workloads import Descent, LossInputs
 
-SAMPLED_SECONDS = 0.1  # of a loop in Python, whose cost per iteration does not depend on their number
+SAMPLED_SECONDS = 0.06  # of a loop in Python, whose cost per iteration does not depend on their number
 LONG_FLOP = 2e11  # of ours, some two seconds: workloads of more iterations are cut there, and have LEAST at least
 LEAST = 20
 ADAM_LR = 0.01

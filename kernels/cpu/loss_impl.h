@@ -20,22 +20,22 @@ double loss_residual(const ResidualProducts<T>& q, T* work) {
   const State<T> s = load(d, all, 0, work);
   T* packed = work + s.elements(q.m, 1);
   T* R_panels = packed + packed_elements<T>(q.n, q.p);
-  T* products = R_panels + q.m * s.p_pad;
-  T* Xt = products + q.n * s.p_pad;
+  T* products = R_panels + q.m * padded<T>(q.p);
+  T* Xt = products + q.n * padded<T>(q.p);
   if (q.product) pack_both(q.M, q.n, q.p, T(1), packed, q.R_Mt != nullptr, 0, 1);
   const double sum = residual_slab(s, all, d, packed);
-  if (q.R) copy_rows<T>(s.r, s.p_pad, q.R, q.p, q.m, q.p);
+  if (q.R) copy_rows<T>(s.r, s.p_stride, q.R, q.p, q.m, q.p);
   if (q.R_Mt && q.product) {
-    product(s.r, s.p_pad, all, q.p, packed + q.n * s.p_pad, q.n, s.v);
-    copy_rows<T>(s.v, s.n_pad, q.R_Mt, q.n, q.m, q.n);
+    product(s.r, s.p_stride, all, q.p, packed + q.n * padded<T>(q.p), q.n, s.v, s.n_stride);
+    copy_rows<T>(s.v, s.n_stride, q.R_Mt, q.n, q.m, q.n);
   }
-  if (q.R_Mt && !q.product) copy_rows<T>(s.r, s.p_pad, q.R_Mt, q.p, q.m, q.p);
+  if (q.R_Mt && !q.product) copy_rows<T>(s.r, s.p_stride, q.R_Mt, q.p, q.m, q.p);
   if (q.Xt_R) {
     for (int64_t i = 0; i < q.m; ++i)
       for (int64_t j = 0; j < q.n; ++j) Xt[j * q.m + i] = q.X[i * q.n + j];
-    pack(s.r, q.m, q.p, s.p_pad, 1, T(1), R_panels, 0, panels<T>(q.p));
-    product(Xt, q.m, Rows{0, q.n}, q.m, R_panels, q.p, products);
-    copy_rows<T>(products, s.p_pad, q.Xt_R, q.p, q.n, q.p);
+    pack(s.r, q.m, q.p, s.p_stride, 1, T(1), R_panels, 0, panels<T>(q.p));
+    product(Xt, q.m, Rows{0, q.n}, q.m, R_panels, q.p, products, padded<T>(q.p));
+    copy_rows<T>(products, padded<T>(q.p), q.Xt_R, q.p, q.n, q.p);
   }
   return sum;
 }
