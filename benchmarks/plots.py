@@ -127,10 +127,10 @@ def _roofline(results: Results) -> plt.Figure:
         ]
         axis.plot([x for x, _, _ in points], [y for _, y, _ in points], "o", color=colour, ms=5, label=label)
         if who == "matconv_fast":
-            for x, y, w in points:
-                if w not in ("N2", "N3", "N4"):
-                    name = "N1 to N4" if w == "N1" else w
-                    axis.annotate(name, (x, y), (0, 6), textcoords="offset points", size=8, ha="center", color=colour)
+            named = sorted(point for point in points if point[2] not in ("N2", "N3", "N4", "S4"))
+            for k, (x, y, w) in enumerate(named):
+                name, rise = "N1 to N4, S4" if w == "N1" else w, 6 if k % 2 else -13
+                axis.annotate(name, (x, y), (0, rise), textcoords="offset points", size=8, ha="center", color=colour)
     axis.set(xscale="log", yscale="log", ylabel="GFLOP/s",
              xlabel="FLOP per byte that an iteration must at least move, if nothing stays in a cache")  # fmt: skip
     axis.set_title("Rates, and the limits of the same run", loc="left", fontsize=12)
