@@ -33,7 +33,8 @@ import matconv_fast as mcf
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "benchmarks" / "results" / "cpu-avx2" / "bench.json"
 OF_A_GPU = {"L4096"}  # benchmarks/gpu.py has it
-CHILD = {**os.environ, "OMP_NUM_THREADS": "1"}
+# one thread, as the other tests have the other cores; pytest-benchmark runs nothing where pytest-xdist is at work
+CHILD = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {"OMP_NUM_THREADS": "1"}
 
 
 @functools.cache
