@@ -56,15 +56,27 @@ lint: $(VENV)/.built $(VENV)/.linters
 	$(BIN)/python setup.py -q build_py --build-lib build/typecheck
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# -O1: at -O3 the sanitizers' checks around 200 kernel instances take minutes to compile
-SANITIZED := $(wildcard kernels/cpu/isa_*.cpp) kernels/cpu/finish_chunk.cpp tests/sanitize.cpp tests/sanitize_wide.cpp
-# -g1: lines are named in what is reported, and compiling takes two thirds of -g's time
-sanitize: build/sanitize/address,undefined build/sanitize/thread  ## the kernels under AddressSanitizer and UBSan, and under ThreadSanitizer
+# -O1: at -O3 the sanitizers' checks around 200 kernel instances take minutes to compile. -g1: lines are named in what is
+# reported, and compiling takes two thirds of -g's time.
+SANITIZED := $(notdir $(wildcard kernels/cpu/isa_*.cpp) kernels/cpu/finish_chunk.cpp tests/sanitize.cpp tests/sanitize_wide.cpp)
+SANITIZE := $(CXX) -std=c++17 -O1 -g1 -ffp-contract=fast -Wno-psabi -pthread -fno-sanitize-recover=all
+FLAGS_memory := -fsanitize=address,undefined
+FLAGS_thread := -fsanitize=thread
+vpath %.cpp kernels/cpu tests
 
-build/sanitize/%: $(EXTENSION) $(SANITIZED)
-	mkdir -p $(@D)
-	$(CXX) -std=c++17 -O1 -g1 -ffp-contract=fast -Wno-psabi -pthread -fsanitize=$* -fno-sanitize-recover=all $(SANITIZED) -o $@
-	$@
+sanitize: build/sanitize/memory/clean build/sanitize/thread/clean  ## the kernels under AddressSanitizer and UBSan, and under ThreadSanitizer
+
+define SANITIZER
+build/sanitize/$(1)/%.o: %.cpp $(EXTENSION)
+	mkdir -p $$(@D)
+	$(SANITIZE) $(FLAGS_$(1)) -c $$< -o $$@
+
+build/sanitize/$(1)/clean: $(SANITIZED:%.cpp=build/sanitize/$(1)/%.o)
+	$(SANITIZE) $(FLAGS_$(1)) $$^ -o $$(@D)/driver
+	$$(@D)/driver
+	touch $$@
+endef
+$(foreach kind,memory thread,$(eval $(call SANITIZER,$(kind))))
 
 .DELETE_ON_ERROR:
 
