@@ -16,7 +16,7 @@ from matconv_fast._workloads import Descent
 
 ELEMENT = 4  # bytes, of float32
 SERIES_FLOP = 2e9  # of a call in a series: the fixed cost is small beside it
-QUICK = ("N2", "Q1", "S4", "S16", "S64", "S256", "B8", "D1024", "call_step", "call_loss")
+QUICK = ("N2", "Q1", "S16", "S64", "S256", "B8", "D1024", "call_step", "call_loss")
 
 
 @dataclass(frozen=True)
