@@ -21,14 +21,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """Device, threads and versions, in place of the machine's own name."""
-    machine_info.pop("node", None)
-    machine_info["cpu"] = machine_info["cpu"].get("brand_raw", "")
-    machine_info.update(facts.facts())
+    """Processor, device, threads and versions, in place of all that names the machine."""
+    kept = {"cpu": machine_info["cpu"].get("brand_raw", ""), "system": machine_info["system"]}
+    machine_info.clear()
+    machine_info.update(kept, **facts.facts())
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict[str, Any]) -> None:
     """Options are the same for all, parameters are in the name; a row's rounds are in ``extra_info``."""
+    output_json["commit_info"] = {key: output_json["commit_info"].get(key) for key in ("id", "time", "dirty")}
     for found in output_json["benchmarks"]:
         for key in ("options", "params", "param", "fullname"):
             found.pop(key, None)

@@ -34,6 +34,10 @@ bytes/s, in the same turns. A row's last cell runs that row again, with matconv_
 Python and jitted loops of long iterations are timed over fewer iterations than ours, since theirs cost the same each.
 """
 
+GPU = """The figures for an H100 (D at 90 % of copy speed; L4096, T256, B64 and F against eager PyTorch, its CUDA
+graph and cuBLAS) are rows of `make gpu`, which has not run on a device yet: [gpu_predictions.md](gpu_predictions.md)
+has what to expect."""
+
 
 def table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     """Markdown."""
@@ -117,9 +121,9 @@ def providers(results: Results, workload: str) -> str:
             quantity(info["prepared_s"], ""),
             command(f"{workload}-{name}"),
         ))  # fmt: skip
-    unit = results.rows[workload, "matconv_fast"]["unit"]
+    unit = "an iteration" if results.rows[workload, "matconv_fast"]["unit"] == "iteration" else "a call"
     header = (
-        "who", f"a {unit}", "slower than ours", "quartiles", "rate", "of the limit", "iterations", "status", "first",
+        "who", unit, "slower than ours", "quartiles", "rate", "of the limit", "iterations", "status", "first",
         "run it",
     )  # fmt: skip
     return table(header, lines)
@@ -176,6 +180,7 @@ def document(results: Results, source: str) -> str:
             source=source, device=machine["device"], versions=versions, rounds=rounds
         ),
         "## The figures asked for", figures(results),
+        GPU,
         "![How many times faster than each, by n](speedup.svg)",
         "![Rates against the roofline](roofline.svg)",
     ]  # fmt: skip
