@@ -10,7 +10,8 @@ import facts
 import pytest
 
 # What is compiled is compiled in this run: else its time would be that of a look at the disk.
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp(prefix="benchmarks-inductor-"))
+_compiled = tempfile.TemporaryDirectory(prefix="benchmarks-inductor-", ignore_cleanup_errors=True)
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _compiled.name)
 
 collect_ignore_glob = ["[!t]*.py"]  # only test_*.py: the other modules have no doctests
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import platform
 import re
 from typing import Any
@@ -11,13 +10,7 @@ from typing import Any
 import torch
 
 import matconv_fast as mcf
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+from matconv_fast._ops.info import installed_version
 
 
 def slug() -> str:
@@ -29,7 +22,7 @@ def slug() -> str:
 @functools.cache
 def facts() -> dict[str, Any]:
     """Device, path, threads, versions."""
-    versions = {name: _version(name) for name in ("matconv_fast", "torch", "jax", "numpy")}
+    versions = {name: installed_version(name) for name in ("matconv_fast", "torch", "jax", "numpy")}
     versions["python"] = platform.python_version()
     here = mcf.info().devices[0]
     return {"device": f"{here.name}; path: {here.path}", "threads": torch.get_num_threads(), "versions": versions}

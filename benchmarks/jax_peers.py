@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from measure import NotRunError
-from peers import Gradients, Path, scale
+from peers import Gradients, Path, scale, step_size, tolerance_of
 from torch import Tensor
 
 from matconv_fast._workloads import Descent, LossInputs
@@ -84,8 +84,7 @@ def _bound(function: Callable[..., Any], *tensors: Tensor | float, **options: An
 
 
 def _inputs(work: Descent) -> tuple[Tensor | float, ...]:
-    lr = work.lr.view(-1, 1, 1) if isinstance(work.lr, Tensor) else work.lr
-    return work.X0, work.M, work.Y, lr, work.momentum
+    return work.X0, work.M, work.Y, step_size(work), work.momentum
 
 
 def scan_call(work: Descent) -> Callable[[], Any]:
@@ -95,8 +94,7 @@ def scan_call(work: Descent) -> Callable[[], Any]:
 
 def while_call(work: Descent) -> Callable[[], Any]:
     """``lax.while_loop``, which looks at every problem's tolerance in every iteration."""
-    tolerance = (work.rtol**2 * work.Y.square().sum((-2, -1))).expand(work.X0.shape[:-2])
-    return _bound(_jitted().until, *_inputs(work), tolerance, iterations=work.iterations)
+    return _bound(_jitted().until, *_inputs(work), tolerance_of(work), iterations=work.iterations)
 
 
 def path(call: Callable[[Descent], Callable[[], Any]], work: Descent) -> Path:

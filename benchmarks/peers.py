@@ -23,19 +23,19 @@ def scale(work: Descent) -> float:
     return 2 / (work.X0.shape[-2] * work.M.shape[-1])
 
 
-def _lr(work: Descent) -> float | Tensor:
+def step_size(work: Descent) -> float | Tensor:
     """One number, or one a problem, to be multiplied with matrices."""
     return work.lr.view(-1, 1, 1) if isinstance(work.lr, Tensor) else work.lr
 
 
-def _tolerance(work: Descent) -> Tensor:
+def tolerance_of(work: Descent) -> Tensor:
     """On ``sum(R^2)``, per problem."""
     return (work.rtol**2 * work.Y.square().sum((-2, -1))).expand(work.X0.shape[:-2])
 
 
 def equal_loop(work: Descent) -> Path:
     """The question's loop around the heavy ball: new tensors in every iteration, until ``torch.equal(X @ M, Y)``."""
-    lr, factor = _lr(work), scale(work)
+    lr, factor = step_size(work), scale(work)
     X, V = work.X0, torch.zeros_like(work.X0)
     Y = work.Y.expand(*work.X0.shape[:-1], work.M.shape[-1])
     losses = []
@@ -54,7 +54,7 @@ def autograd_loop(work: Descent) -> Path:
     """The notebook's loop; for a batch the sum of its losses goes backward."""
     if work.X0.dim() == 2:
         return notebook_loop(work)
-    lr = _lr(work)
+    lr = step_size(work)
     X = work.X0.clone().requires_grad_()
     velocity = X.grad = torch.zeros_like(X)
     losses = []
@@ -201,7 +201,7 @@ def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
 
 def compiled_loop(work: Descent) -> Path:
     """``torch.compile`` of one step."""
-    step, lr = _compiled(_step), torch.as_tensor(_lr(work), dtype=work.M.dtype)
+    step, lr = _compiled(_step), torch.as_tensor(step_size(work), dtype=work.M.dtype)
     X, V = work.X0.clone(), torch.zeros_like(work.X0)
     losses = [step(X, V, work.M, work.Y, lr, work.momentum) for _ in range(work.iterations)]
     return X, torch.stack(losses)
@@ -219,7 +219,7 @@ def compiled_matmul_batch_loop(work: Descent) -> Path:
 
 def _compiled_batch(work: Descent, product: Callable[[Tensor, Tensor], Tensor]) -> Path:
     """The mask is inside the step; the host reads one scalar an iteration."""
-    step, lr, tolerance, Mt = _compiled(_masked_step), _lr(work), _tolerance(work), work.M.mT.contiguous()
+    step, lr, tolerance, Mt = _compiled(_masked_step), step_size(work), tolerance_of(work), work.M.mT.contiguous()
     X, V, running = work.X0.clone(), torch.zeros_like(work.X0), torch.ones(len(work.X0), dtype=torch.bool)
     sums = []
     for _ in range(work.iterations):

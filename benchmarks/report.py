@@ -12,9 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import gpu_rows
 import plots
+import torch
 from contest import spread
 from figures import Outcome, Results, outcomes
+from gpu_measure import Setting
 from measure import ROOT, Figure, quantity
 
 DOCS = ROOT / "docs"
@@ -34,9 +37,8 @@ bytes/s, in the same turns. A row's last cell runs that row again, with matconv_
 Python and jitted loops of long iterations are timed over fewer iterations than ours, since theirs cost the same each.
 """
 
-GPU = """The figures for an H100 (D at 90 % of copy speed; L4096, T256, B64 and F against eager PyTorch, its CUDA
-graph and cuBLAS) are rows of `make gpu`, which has not run on a device yet: [gpu_predictions.md](gpu_predictions.md)
-has what to expect."""
+GPU = """The figures for an H100 are rows of `make gpu`, which has not run on a device yet:
+[gpu_predictions.md](gpu_predictions.md) has what to expect. L4096 is among them alone."""
 
 
 def table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
@@ -76,6 +78,15 @@ def figures(results: Results) -> str:
         ))  # fmt: skip
     header = ("figure", "against", "here", "there", "ratio", "quartiles", "asked", "", "cause", "run it")
     return table(header, lines)
+
+
+def gpu_figures() -> str:
+    """What is asked for on an H100, of the rows that `gpu.py` measures there."""
+    lines = []
+    for row in gpu_rows.rows(Setting(torch.device("cpu"))):
+        if row.figure.value is not None:
+            lines.append((row.name, row.against, row.figure.asked(row.unit), "not run: no GPU", "`make gpu`"))
+    return table(("figure on an H100", "against", "asked", "", "run it"), lines)
 
 
 def readme(results: Results) -> str:
@@ -180,7 +191,7 @@ def document(results: Results, source: str) -> str:
             source=source, device=machine["device"], versions=versions, rounds=rounds
         ),
         "## The figures asked for", figures(results),
-        GPU,
+        GPU, gpu_figures(),
         "![How many times faster than each, by n](speedup.svg)",
         "![Rates against the roofline](roofline.svg)",
     ]  # fmt: skip

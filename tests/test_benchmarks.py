@@ -143,9 +143,8 @@ def test_a_wrong_answer_is_no_row():
 
 def test_slower_code_is_found_and_a_slower_machine_is_not():
     machine = copy.deepcopy(committed())
-    for (_, provider), row in machine.rows.items():
+    for row in machine.rows.values():
         row["seconds"] = [3 * t for t in row["seconds"]]
-        assert provider
     assert not any(slower for _, _, slower in compare.compare(machine, committed()))
     code = copy.deepcopy(committed())
     row = code.rows["S64", "matconv_fast"]

@@ -45,7 +45,8 @@ class Info:
         return "\n".join(lines)
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Of a distribution; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -54,7 +55,7 @@ def _version(package: str) -> str | None:
 
 def _triton_version() -> str | None:
     names = ("triton", "pytorch-triton", "pytorch-triton-rocm")  # the last two are what some builds of torch bring
-    return next((found for name in names if (found := _version(name)) is not None), None)
+    return next((found for name in names if (found := installed_version(name)) is not None), None)
 
 
 def _cpu_info(forced_path: str | None) -> DeviceInfo:
@@ -99,5 +100,5 @@ def info() -> Info:
     if len(devices) == 1:
         reason = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no CUDA device is visible"
         devices.append(DeviceInfo("cuda", "none", "none", reason))
-    version = _version("matconv_fast") or "not installed"
+    version = installed_version("matconv_fast") or "not installed"
     return Info(version, torch.__version__, _triton_version(), torch.get_num_threads(), forced_path, tuple(devices))
