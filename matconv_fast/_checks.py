@@ -75,19 +75,19 @@ def same_dtype(X: Tensor | None = None, **tensors: Tensor | None) -> torch.dtype
 
 def problem(X: Tensor | None, M: Tensor | None, Y: Tensor | None) -> tuple[torch.Size, int, int, int]:
     """Batch shape, m, n, p of ``X @ M = Y``; checks everything that metadata tells."""
+    for name, value in (("X", X), ("M", M), ("Y", Y)):
+        if value is not None:
+            matrix(name, value)
+    return equation(X, M, Y)
+
+
+def equation(X: Tensor | None, M: Tensor | None, Y: Tensor | None) -> tuple[torch.Size, int, int, int]:
+    """As `problem`, of what `matrix` has passed already."""
     given = {name: t for name, t in (("X", X), ("M", M), ("Y", Y)) if t is not None}
-    for name, value in given.items():
-        matrix(name, value)
-    if M is None and Y is None and X is None:
+    if not given:
         raise ValueError("M and Y are both None: give at least one of them")
     same_device(**given)
     same_dtype(**given)
-    return shapes(X, M, Y)
-
-
-def shapes(X: Tensor | None, M: Tensor | None, Y: Tensor | None) -> tuple[torch.Size, int, int, int]:
-    """As `problem`, shapes alone."""
-    given = {name: t for name, t in (("X", X), ("M", M), ("Y", Y)) if t is not None}
     wanted = "X [*, m, n], M [*, n, p], Y [*, m, p]"
     if X is not None:
         m, n = X.shape[-2:]

@@ -5,7 +5,7 @@ Y [1 or B, m, p]`` (``M=None`` is the identity: no product is made).
 
 The contract of ``advance``, the primitive under every solver, is the same for every path:
 
-* ``limit [B]`` int64, on the device: problem b makes at most ``limit[b]`` updates; at -1 it is left alone.
+* ``limit [B]`` int64, on the device: problem b makes at most ``limit[b]`` updates; below 0 it is left alone.
 * ``sums [B, K + 1]`` float64, output, with K the largest limit: ``sums[b, j] = ||R||_F^2`` at the j-th
   iterate visited, the one it starts from and the one it ends at included, added in float64 (a kernel may add a dozen
   squares in float32 first, where none of them is lost). What lies past that is not to be read.

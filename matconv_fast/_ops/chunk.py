@@ -24,6 +24,7 @@ def _launch(*tensors: Tensor) -> None:
 
 _triton = backend.on_its_device(_launch, _reference.finish_chunk)
 _library.impl("finish_chunk", _triton, "CUDA")
+_KERNEL = torch.ops.matconv_fast.finish_chunk.default
 
 
 def finish_chunk(*tensors: Tensor) -> None:
@@ -31,4 +32,4 @@ def finish_chunk(*tensors: Tensor) -> None:
     if backend.path(tensors[0].device.type) == "reference" or tensors[0].shape[0] == 0:
         _reference.finish_chunk(*tensors)
     else:
-        backend.call(torch.ops.matconv_fast.finish_chunk, _triton, *tensors)
+        backend.call(_KERNEL, _triton, *tensors)

@@ -21,7 +21,8 @@ SMALLEST_SQUARE = 2.3e-308
 
 def tolerance(problem: Problem, options: Options, Y_norm: Tensor) -> Tensor:
     """``max(atol, rtol ||Y||_F)`` of each problem, ``[B]`` float64."""
-    return (options.relative(problem.input_dtype) * Y_norm).clamp_(min=options.atol)
+    relative = options.relative(problem.input_dtype) * Y_norm
+    return relative.clamp_(min=options.atol) if options.atol > 0 else relative
 
 
 def threshold(problem: Problem, tolerance: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class Flags:
     def send(self, counts: Tensor) -> None:
         """Start ``counts [2]`` on their way, behind what has been launched."""
         if not self.lags:
-            self._sent.append((counts.cpu(), None))
+            self._sent.append((counts, None))
             return
         pinned = torch.empty(2, dtype=counts.dtype, device="cpu", pin_memory=True)
         pinned.copy_(counts, non_blocking=True)

@@ -19,7 +19,11 @@ def _flatten(t: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
     shared = t.shape[:-2].numel() == 1
     if not shared:
         t = t.expand(*batch, *t.shape[-2:])
-    t = t.detach().to(dtype).reshape(1 if shared else batch.numel(), *t.shape[-2:]).contiguous()
+    if t.requires_grad:
+        t = t.detach()
+    if t.dtype != dtype:
+        t = t.to(dtype)
+    t = t.reshape(1 if shared else batch.numel(), *t.shape[-2:]).contiguous()
     # products of misaligned matrices take another path in some BLAS, with other roundings
     return t if t.data_ptr() % 64 == 0 else t.clone()
 
@@ -103,7 +107,7 @@ class Problem:
         sources = Source.of(M), Source.of(Y)
         if left:
             M, Y, X0 = (None if t is None else t.mT for t in (M, Y, X0))
-        batch, m, n, p = _checks.problem(X0, M, Y)
+        batch, m, n, p = _checks.equation(X0, M, Y)
         first = next(t for t in (M, Y, X0) if t is not None)
         if first.is_meta:
             raise ValueError(f"there are no values to iterate on, got a {_checks.describe(first)}")
@@ -166,9 +170,11 @@ class Problem:
         """``||Y||_F``, ``[B]`` float64; scaled where the squares of a float64 could under- or overflow."""
         Y = self.Y
         if self.dtype != torch.float64 or 0 in Y.shape:
-            return torch.linalg.vector_norm(Y, dim=(-2, -1), dtype=torch.float64).expand(self.size)
-        largest = Y.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(Y.dtype).tiny)
-        return (largest * torch.linalg.vector_norm(Y / largest, dim=(-2, -1), keepdim=True)).view(-1).expand(self.size)
+            norm = torch.linalg.vector_norm(Y, dim=(-2, -1), dtype=torch.float64)
+        else:
+            largest = Y.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(Y.dtype).tiny)
+            norm = (largest * torch.linalg.vector_norm(Y / largest, dim=(-2, -1), keepdim=True)).view(-1)
+        return norm if len(norm) == self.size else norm.expand(self.size)
 
     def start(self, X0: Tensor | None) -> Tensor:
         """A fresh ``[B, m, n]`` to iterate on: X0 in the user's orientation, or zeros."""
@@ -176,9 +182,8 @@ class Problem:
         if X0 is None:
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
         X0 = _in_memory("X0", X0)
-        X = X0.mT if self.left else X0
-        X = X.detach().to(self.dtype).expand(*self.batch, self.m, self.n).reshape(shape)
-        return X.clone(memory_format=torch.contiguous_format)
+        X = torch.empty((*self.batch, self.m, self.n), dtype=self.dtype, device=self.device)
+        return X.copy_(X0.mT if self.left else X0).view(shape)
 
     def per_problem(self, name: str, value: float | Tensor) -> Tensor:
         """A hyperparameter as ``[B]`` in the problem's dtype."""

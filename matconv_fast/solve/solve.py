@@ -183,18 +183,15 @@ def _refuse_transforms(M: Tensor | None, Y: Tensor | None) -> None:
 
 
 def _solution(problem: Problem, options: Options, start: State, outcome: loop.Outcome) -> Solution:
-    state = outcome.state
-
-    def shaped(t: Tensor) -> Tensor:
-        return t.view(problem.batch)
-
+    state, batch = outcome.state, problem.batch
+    sums = state.sums.view(batch)
     return Solution(
         X=problem.of_user(state.X.clone()),  # the user's to change: the state stays
-        loss=shaped(problem.loss_of(state.sums)),
-        residual_norm=shaped(state.sums.sqrt()),
-        iterations=shaped(state.iterations.clone()),
-        status=shaped(state.status.clone()),
-        history=outcome.history.view(*problem.batch, outcome.history.shape[1]),
+        loss=problem.loss_of(sums),
+        residual_norm=sums.sqrt(),
+        iterations=state.iterations.clone().view(batch),
+        status=state.status.clone().view(batch),
+        history=outcome.history.view(*batch, outcome.history.shape[1]),
         state=state,
         problem=problem,
         options=options,
