@@ -45,7 +45,7 @@ IMPLEMENTATIONS = {
         for way, name in enumerate(launch.WAYS)
     },
 }
-EXACT = [name for name in IMPLEMENTATIONS if name != "cpu, alone"]
+COUPLED = [name for name in IMPLEMENTATIONS if name != "cpu, alone"]  # whose rows may depend on each other
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -115,6 +115,27 @@ def test_slabs_alone_give_the_bits_of_lockstep(shape, dtype, generator):
         assert torch.equal(a.nan_to_num(-3.0), b.nan_to_num(-3.0))
 
 
+@pytest.mark.parametrize("shape", [(16, 16, 16), (24, 9, 40), (70, 20, 20), (5, 20, 30)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slabs_alone_stop_where_lockstep_does(shape, dtype, generator):
+    """At every kind of place in a stretch: the start, the middle, the last iterate, a later stretch, the limit."""
+    count, steps = 9, 3_000
+    X, V, M, Y = problem(count, *shape, dtype, generator)
+    X, V, M, Y = (t[:1].expand(count, -1, -1).contiguous() for t in (X, V, M, Y))
+    limit = torch.full((count,), steps)
+    limit[-1] = 700  # and never meets its tolerance
+    lockstep, alone = (IMPLEMENTATIONS[f"cpu, {way}"] for way in ("lockstep", "alone"))
+    sums = call(lockstep, X, V, M, Y, limit, steps, lr=1e-3)[2][0]
+    lowest = sums.cummin(0).values
+    places = torch.tensor([0, 1, 8, 60, 64, 65, 700, 2_999])
+    threshold = torch.cat([lowest[places], torch.tensor([1e-30], dtype=torch.float64)])
+    expected = call(lockstep, X, V, M, Y, limit, steps, lr=1e-3, threshold=threshold)
+    found = call(alone, X, V, M, Y, limit, steps, lr=1e-3, threshold=threshold)
+    assert len(set(expected[3].tolist())) > 5, "the tolerances are met at different iterates"
+    for a, b in zip(expected, found, strict=True):
+        assert torch.equal(a.nan_to_num(-3.0), b.nan_to_num(-3.0))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_number_of_threads_changes_no_bit(threads, generator):
     X, V, M, Y = problem(3, 70, 20, 20, torch.float32, generator)
@@ -132,7 +153,7 @@ def test_the_number_of_threads_changes_no_bit(threads, generator):
 @pytest.mark.parametrize("size", [3, 4, 9, 40])
 def test_fro_equals_a_plain_loop(size, generator):
     X, _, M, Y = problem(2, size, size, size, torch.float64, generator)
-    for name in EXACT:
+    for name in COUPLED:
         Xk, _, sums, _ = call(IMPLEMENTATIONS[name], X, torch.zeros_like(X), M, Y, 6, 6, "fro", lr=1e-3)
         for b in range(2):
             iterates, norms = plain_heavy_ball(X[b], M[b], Y[b], 1e-3, MOMENTUM, 6, "fro")

@@ -48,9 +48,9 @@ def inside(inner: dict[str, Any], outer: dict[str, Any]) -> bool:
 
 
 def overshooting() -> mcf.Solution:
-    """8 x 70, M 70 x 70: slabs of rows on either kernel path, which go beyond a stop inside a chunk, as the reference
-    does."""
-    M, Y = well_conditioned(70, dtype=torch.float32), torch.ones(8, 70)
+    """16 x 70, M 70 x 70: blocks of rows on either kernel path. All but the C++ kernels go beyond the stop, and leave
+    it to the caller to run the problem again."""
+    M, Y = well_conditioned(70, dtype=torch.float32), torch.ones(16, 70)
     return mcf.solve(M, Y, solver=mcf.HeavyBall(lr=20.0, momentum=0.5), rtol=0.3)
 
 
@@ -70,24 +70,26 @@ def test_every_phase_shows_with_shapes_and_the_way_that_ran(path, traced):
     assert torch.equal(solutions[0].X, expected.X)  # watching changes nothing
     assert 0 < int(expected.iterations) < 16
 
-    assert {event["name"] for event in events} >= {"matconv_fast.solve", "matconv_fast.solve.replay", *PHASES}
+    assert {event["name"] for event in events} >= {"matconv_fast.solve", *PHASES}
     (whole,) = named(events, "matconv_fast.solve")
-    assert whole["args"]["Input Dims"] == [[70, 70], [8, 70], []]
+    assert whole["args"]["Input Dims"] == [[70, 70], [16, 70], []]
     way = {"reference": "plain", "cpu": "alone", "triton": "rows"}[path]
     for event in events:
         if event["name"] in PHASES:
             arguments = event["args"]
             assert inside(event, whole)
-            assert arguments["Input Dims"] == [[1, 8, 70], [1, 70, 70], [1, 8, 70]]
-            said = {"B": 1, "m": 8, "n": 70, "p": 70, "loss": "mse", "solver": "HeavyBall", "path": path, "way": way}
+            assert arguments["Input Dims"] == [[1, 16, 70], [1, 70, 70], [1, 16, 70]]
+            said = {"B": 1, "m": 16, "n": 70, "p": 70, "loss": "mse", "solver": "HeavyBall", "path": path, "way": way}
             if event["name"] == "matconv_fast.solve.prepare":
                 del said["path"], said["way"]
             assert said.items() <= arguments.items()
-    (replay,) = named(events, "matconv_fast.solve.replay")
-    advances = named(events, "matconv_fast.solve.advance")
-    assert [inside(event, replay) for event in advances] == [False, False, True]
-    assert [event["args"]["steps"] for event in advances] == [0, 16, int(expected.iterations)]
-    assert [event["args"]["steps"] for event in named(events, "matconv_fast.solve.reduce")] == [0, 16]
+    advances, replays = (named(events, f"matconv_fast.solve.{name}") for name in ("advance", "replay"))
+    chunks = [0, 1_000] if path == "cpu" else [0, 16]  # which grow only where what is past a stop is run in vain
+    again = [] if path == "cpu" else [int(expected.iterations)]
+    assert [event["args"]["steps"] for event in advances] == chunks + again
+    assert [event["args"]["steps"] for event in named(events, "matconv_fast.solve.reduce")] == chunks
+    assert len(replays) == len(again)
+    assert [any(inside(event, replay) for replay in replays) for event in advances] == [False, False, *map(bool, again)]
 
 
 def test_the_operators_of_a_solve_show_inside_their_phases(force, traced):

@@ -163,7 +163,7 @@ def test_one_launch_stays_short_enough_to_answer_ctrl_c(path):
     for batch, n in ((1, 2), (1, 64), (1, 400), (1000, 8), (10, 100)):
         problem = Problem.of(well_conditioned(n, batch, dtype=torch.float32), None, None, "mse", left=False)
         launch = mcf.HeavyBall(0.1).prepare(problem).chunk
-        assert launch <= 64 or launch * batch * 4 * n**3 <= (1e11 if path == "triton" else 4e9)
+        assert launch <= 64 or launch * batch * 4 * n**3 <= (1e11 if path == "triton" else 1e10)
 
 
 @pytest.mark.long

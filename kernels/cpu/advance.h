@@ -5,16 +5,24 @@
 //                X = X - rate first / (sqrt(second) + floor)      rate, floor: lr and eps with the bias corrected
 //
 // Rows of X do not talk to each other under mse and sse, so a problem is cut into slabs of rows, by its shape alone.
-// Two ways to run them give the same bits: in lockstep one thread takes every slab through each iteration and stops
-// exactly; alone, each slab makes all its iterations by itself, on any thread, and whoever called replays a problem
-// that went past its stop. M is packed once for all of them, in both orientations, the second one scaled by c. In two
-// more ways, many small problems run in the lanes of a vector, a problem each, and large ones on torch's GEMM, with the
-// sweeps of sweep.h after each product (bindings_advance.cpp); both stop exactly.
+// Two ways to run them give the same bits: in lockstep one thread takes every slab through each iteration; alone, each
+// slab makes many iterations by itself, on any thread, and what went past its stop is run again (advance_ways.h). M is
+// packed once for all of them, in both orientations, the second one scaled by c. In two more ways, many small problems
+// run in the lanes of a vector, a problem each, and large ones on torch's GEMM, with the sweeps of sweep.h after each
+// product. All of them stop exactly.
 #pragma once
 
 #include <cstdint>
 
 namespace mcf {
+
+struct Rows {  // [begin, end)
+  int64_t begin, end;
+  int64_t count() const { return end - begin; }
+};
+
+// One of `parts` nearly equal parts of m rows.
+constexpr Rows part_of(int64_t m, int64_t parts, int64_t part) { return {part * m / parts, (part + 1) * m / parts}; }
 
 template <typename T>
 struct Descent {  // one contiguous problem
@@ -37,10 +45,15 @@ struct Descent {  // one contiguous problem
   double threshold, bail;                 // stop at the first iterate with ||R||^2 <= threshold, or not <= bail
   double* sums;                           // [limit + 1]: ||R||^2 of each iterate visited (of a slab alone: its share)
 
-  // Records the sum of iterate j; whether the iteration ends there. A NaN fails both comparisons and ends it too.
+  // Whether the problem stops at an iterate with this sum. A NaN fails both comparisons, and stops it too.
+  __attribute__((always_inline)) inline bool stops_at(double sum) const {
+    return stops && (sum <= threshold || !(sum <= bail));
+  }
+
+  // Records the sum of iterate j; whether the iteration ends there.
   __attribute__((always_inline)) inline bool ends(int64_t j, double sum) const {
     sums[j] = sum;
-    return j == limit || (stops && (sum <= threshold || !(sum <= bail)));
+    return j == limit || stops_at(sum);
   }
 
   // What R is scaled by under fro: the gradient of ||R|| is R M^T / ||R||, and 0 where R is.
@@ -55,7 +68,7 @@ struct DescentBatch {
   Descent<T> first;
   int64_t M_stride, Y_stride, columns;  // columns: of sums
   const T *lr, *momentum;               // [batch], like all that follow
-  const int64_t* limit;                 // -1: the problem is left alone
+  const int64_t* limit;                 // below 0: the problem is left alone
   const double *threshold, *bail, *made;
   int64_t* taken;  // the updates made
 

@@ -9,13 +9,6 @@
 namespace mcf {
 namespace MCF_ISA {
 
-struct Rows {  // [begin, end)
-  int64_t begin, end;
-  int64_t count() const { return end - begin; }
-};
-
-constexpr Rows part_of(int64_t m, int64_t parts, int64_t part) { return {part * m / parts, (part + 1) * m / parts}; }
-
 // Rows of a slab, about. Each iteration of a slab reads all of M, from the cache that holds it: the further away that
 // is, the more rows have to share a read. At 1,024 and 2,048 square, 96 rows are 8 and 12 % faster than 48 (Zen 3).
 template <typename T>
@@ -24,12 +17,12 @@ constexpr int64_t target_rows(int64_t n, int64_t p) {
   return bytes <= (256 << 10) ? 24 : bytes <= (6 << 20) ? 48 : 96;
 }
 
-// An even number is shared fairly by two threads. Few rows are cut in two where M is large: 64 of them on M 64 x 32,768
-// take 0.6 times as long so (Zen 3).
+// An even number is shared fairly by two threads, so few rows are cut in two where that repays waking one: 64 of them
+// on M 64 x 32,768 take 0.6 times as long so (Zen 3).
 template <typename T>
 int64_t slabs(int64_t m, int64_t n, int64_t p) {
   const int64_t target = target_rows<T>(n, p), count = (m + target - 1) / target;
-  return count <= 1 && (target == 24 || m < 24) ? 1 : round_up(count, 2);
+  return count > 1 ? round_up(count, 2) : m >= 16 && m * n * p >= 16 * 16 * 16 ? 2 : 1;
 }
 
 // From row to row of such columns: whole panels, and where those are a multiple of 1 KB a cache line more, without
@@ -239,7 +232,7 @@ template <typename T, class Rule>
 int64_t lockstep(const Descent<T>& q, const T* packed, T* work) {
   if constexpr (Rule::buffers == 1) {
     if (is_tiny(q)) return tiny(q, packed);
-    if (is_small(q)) return small_of_size(q);
+    if (is_small(q)) return small_of_size(q, Rows{0, q.m}, slabs<T>(q.m, q.n, q.p));
   }
   const Rows all{0, q.m};
   const State<T> s = load(q, all, Rule::buffers, work);
@@ -265,12 +258,12 @@ int64_t lockstep(const Descent<T>& q, const T* packed, T* work) {
 template <typename T, class Rule>
 int64_t alone(const Descent<T>& q, int64_t slab, const T* packed, T* work) {
   const int64_t count = slabs<T>(q.m, q.n, q.p);
-  if (count == 1) {
-    Descent<T> through = q;
-    through.stops = false;
-    return lockstep<T, Rule>(through, packed, work);
-  }
   const Rows rows = part_of(q.m, count, slab), all{0, rows.count()};
+  Descent<T> through = q;
+  through.stops = false;
+  if (count == 1) return lockstep<T, Rule>(through, packed, work);
+  if constexpr (Rule::buffers == 1)
+    if (is_small(q)) return small_of_size(through, rows, 1);
   const State<T> s = load(q, rows, Rule::buffers, work);
   Rule rule(q);
   T* R = q.R ? q.R + rows.begin * q.p : nullptr;

@@ -11,7 +11,7 @@
 namespace mcf {
 namespace MCF_ISA {
 
-constexpr int64_t kSmallRows = 24;  // at most; one slab
+constexpr int64_t kSmallRows = 24, kSmallSlabs = 2;  // at most
 constexpr int64_t kSmallColumns = 16;
 
 // A B for the rows of A [rows, A_width], B [K, width]: start(k) gives the accumulator of the vector at k of the
@@ -37,45 +37,80 @@ MCF_INLINE void small_product(const T* A, const T* B, int64_t rows, const Start&
     }
 }
 
+// A slab of rows, with zeros around it.
 template <typename T, int N, int P>
-int64_t small(const Descent<T>& q) {
-  constexpr int lanes = Simd<T>::lanes;
-  constexpr int n_pad = N > lanes ? N : lanes, p_pad = P > lanes ? P : lanes;
-  constexpr int rows = kSmallRows;  // a multiple of the rows of a block, 4 or 8
-  alignas(64) T x[rows * n_pad] = {}, v[rows * n_pad] = {}, y[rows * p_pad] = {}, r[rows * p_pad] = {};
-  alignas(64) T a[N * p_pad] = {}, b[P * n_pad] = {};
-  for (int64_t i = 0; i < q.m; ++i)
-    for (int64_t j = 0; j < q.n; ++j) x[i * n_pad + j] = q.X[i * q.n + j], v[i * n_pad + j] = q.V[i * q.n + j];
-  for (int64_t i = 0; i < q.m; ++i)
-    for (int64_t j = 0; j < q.p; ++j) y[i * p_pad + j] = q.Y[i * q.p + j];
+struct SmallSlab {
+  static constexpr int lanes = Simd<T>::lanes;
+  static constexpr int n_pad = N > lanes ? N : lanes, p_pad = P > lanes ? P : lanes;
+  static constexpr int room = kSmallRows;  // a multiple of the rows of a block, 4 or 8
+  alignas(64) T x[room * n_pad] = {}, v[room * n_pad] = {}, y[room * p_pad] = {}, r[room * p_pad] = {};
+  int64_t rows = 0;
+
+  void load(const Descent<T>& q, Rows part) {
+    rows = part.count();
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t row = part.begin + i;
+      for (int64_t j = 0; j < q.n; ++j) x[i * n_pad + j] = q.X[row * q.n + j], v[i * n_pad + j] = q.V[row * q.n + j];
+      for (int64_t j = 0; j < q.p; ++j) y[i * p_pad + j] = q.Y[row * q.p + j];
+    }
+  }
+  void store(const Descent<T>& q, Rows part) const {
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t row = part.begin + i;
+      for (int64_t j = 0; j < q.n; ++j) q.X[row * q.n + j] = x[i * n_pad + j], q.V[row * q.n + j] = v[i * n_pad + j];
+    }
+  }
+
+  MCF_INLINE_MEMBER double residual(const Descent<T>& q, const T* a) {
+    Sum<T> sum;
+    small_product<T, N, n_pad, p_pad>(
+        x, a, rows, [&](int64_t i) { return -at(y + i); }, [&](int64_t i, const Vec<T>& acc) { at(r + i) = acc; },
+        [&](auto& acc) { sum.add(squares<T>(acc)); });
+    const double total = sum.total();
+    if (safe_total<T>(total)) return total;
+    double wide = 0;
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < q.p; ++j) wide += static_cast<double>(r[i * p_pad + j]) * r[i * p_pad + j];
+    return wide;
+  }
+  MCF_INLINE_MEMBER void update(const Descent<T>& q, const T* b) {
+    small_product<T, P, p_pad, n_pad>(
+        r, b, rows, [&](int64_t i) { return q.momentum * at(v + i); },
+        [&](int64_t i, const Vec<T>& acc) { at(v + i) = acc, at(x + i) -= q.lr * acc; }, [](auto&) {});
+  }
+};
+
+// Some rows of the problem, in `count` slabs.
+template <typename T, int N, int P>
+int64_t small(const Descent<T>& q, Rows all, int64_t count) {
+  typedef SmallSlab<T, N, P> Slab;
+  alignas(64) T a[N * Slab::p_pad] = {}, b[P * Slab::n_pad] = {};
   for (int64_t i = 0; i < q.n; ++i)
-    for (int64_t j = 0; j < q.p; ++j)
-      a[i * p_pad + j] = q.M[i * q.p + j], b[j * n_pad + i] = q.scale * q.M[i * q.p + j];
+    for (int64_t j = 0; j < q.p; ++j) {
+      a[i * Slab::p_pad + j] = q.M[i * q.p + j];
+      b[j * Slab::n_pad + i] = q.scale * q.M[i * q.p + j];
+    }
+  Slab slabs[kSmallSlabs];
+  const auto part = [&](int64_t i) {
+    const Rows rows = part_of(all.count(), count, i);
+    return Rows{all.begin + rows.begin, all.begin + rows.end};
+  };
+  for (int64_t i = 0; i < count; ++i) slabs[i].load(q, part(i));
 
   int64_t k = 0;
   for (;; ++k) {
     if (k == q.limit && !q.last_sum) break;
-    Sum<T> sum;
-    small_product<T, N, n_pad, p_pad>(
-        x, a, q.m, [&](int64_t i) { return -at(y + i); }, [&](int64_t i, const Vec<T>& acc) { at(r + i) = acc; },
-        [&](auto& acc) { sum.add(squares<T>(acc)); });
-    double total = sum.total();
-    if (!safe_total<T>(total)) {
-      total = 0;
-      for (int64_t i = 0; i < q.m; ++i)
-        for (int64_t j = 0; j < q.p; ++j) total += static_cast<double>(r[i * p_pad + j]) * r[i * p_pad + j];
-    }
+    double total = 0;
+    for (int64_t i = 0; i < count; ++i) total += slabs[i].residual(q, a);
     if (q.ends(k, total)) break;
     if (q.unit) {
       const T scale = q.over_norm(total);
-      for (int i = 0; i < rows * p_pad; ++i) r[i] *= scale;
+      for (int64_t i = 0; i < count; ++i)
+        for (T& r : slabs[i].r) r *= scale;
     }
-    small_product<T, P, p_pad, n_pad>(
-        r, b, q.m, [&](int64_t i) { return q.momentum * at(v + i); },
-        [&](int64_t i, const Vec<T>& acc) { at(v + i) = acc, at(x + i) -= q.lr * acc; }, [](auto&) {});
+    for (int64_t i = 0; i < count; ++i) slabs[i].update(q, b);
   }
-  for (int64_t i = 0; i < q.m; ++i)
-    for (int64_t j = 0; j < q.n; ++j) q.X[i * q.n + j] = x[i * n_pad + j], q.V[i * q.n + j] = v[i * n_pad + j];
+  for (int64_t i = 0; i < count; ++i) slabs[i].store(q, part(i));
   return k;
 }
 
@@ -85,9 +120,9 @@ MCF_INLINE bool is_small(const Descent<T>& q) {
 }
 
 template <typename T>
-int64_t small_of_size(const Descent<T>& q) {
-  if (q.n <= 8) return q.p <= 8 ? small<T, 8, 8>(q) : small<T, 8, 16>(q);
-  return q.p <= 8 ? small<T, 16, 8>(q) : small<T, 16, 16>(q);
+int64_t small_of_size(const Descent<T>& q, Rows rows, int64_t count) {
+  if (q.n <= 8) return q.p <= 8 ? small<T, 8, 8>(q, rows, count) : small<T, 8, 16>(q, rows, count);
+  return q.p <= 8 ? small<T, 16, 8>(q, rows, count) : small<T, 16, 16>(q, rows, count);
 }
 
 }  // namespace MCF_ISA

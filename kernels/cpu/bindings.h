@@ -116,6 +116,9 @@ void for_range(int64_t size, int64_t grain, const F& f) {
 // Elements in one block of a sweep, so that the order of its sums does not depend on the threads.
 constexpr int64_t kSweep = 1 << 15;
 
+// Operations that repay waking a thread.
+constexpr double kWaking = 1e5;
+
 // Up to so many products m n p, one use of M on one thread takes less time than torch's GEMM: loss, loss with gradients
 // and step take 38, 77 and 37 us at 80 square, and 48, 82 and 65 us at 81 on the GEMM (two Zen 3 cores).
 constexpr int64_t kSmall = 80 * 80 * 80;

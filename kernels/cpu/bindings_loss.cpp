@@ -165,7 +165,7 @@ Tensor residual_products(const Tensor any_X, const std::optional<Tensor> any_M, 
       return;
     }
     const LossKernels<T>& kernels = typed_kernels(T()).loss;
-    const int64_t grain = static_cast<int64_t>(std::fmax(1.0, 1e5 / (6 * elements * n + 10 * elements + 1000)));
+    const int64_t grain = static_cast<int64_t>(std::fmax(1.0, kWaking / (6 * elements * n + 10 * elements + 1000)));
     for_range(size, grain, [&](int64_t begin, int64_t end) {
       Workspace<T> work(kernels.workspace_elements(m, n, p)), converted(Y_dtype == dtype ? 0 : m * p);
       for (int64_t b = begin; b < end; ++b) {

@@ -51,9 +51,11 @@ def load() -> str:
 
 # The ways in which a kernel can go about `advance`; the order is that of the enum in bindings_advance.cpp.
 WAYS = ("lockstep", "alone", "lanes", "gemm")
-STOPS_EXACTLY = ("lockstep", "lanes", "gemm")
+STOPS_EXACTLY = WAYS
 KEEPS_RESIDUAL = ("alone", "gemm")
 MANY_LAUNCHES = ()
+# Updates that repay a call: it packs M anew and copies the state of each slab, at 1,024 square a fifth of an iteration.
+LEAST_UPDATES = {"alone": 16}
 
 
 def advance_way(
@@ -64,10 +66,10 @@ def advance_way(
     * ``"lanes"``: many small problems, each in a lane of a vector.
     * ``"gemm"``: torch's GEMM for the products and one sweep after each.
     * ``"lockstep"``: one thread takes each problem through its iterations, slab of rows by slab.
-    * ``"alone"``: the slabs run apart, on all threads, and past a problem's stop: for few problems that have several
+    * ``"alone"``: the slabs run apart, on all threads, for stretches of iterations: for few problems that have several
       slabs and repay it.
 
-    All but ``"alone"`` stop each problem exactly where it should.
+    All of them stop each problem exactly where it should.
 
     Args:
         batch: problems, of sizes
@@ -83,7 +85,7 @@ def advance_way(
     if lanes and product and max(m, n, p) <= LANES_SIZE and batch >= 2 * VECTOR_BYTES[load()] // itemsize:
         return "lanes"
     work = m * n * p if product else 8 * m * n
-    few = batch < threads and work >= 32**3
+    few = batch < threads and m >= 16 and work >= 16**3
     if product and m >= GEMM_ROWS and (n * p >= GEMM_AREA[load()] or (coupled and few and work >= 64**3)):
         return "gemm"
     return "alone" if few and not coupled else "lockstep"

@@ -23,11 +23,10 @@ from .step import launch_step, step_tile
 
 # How `advance` can go about a problem; "gemm" and "tiled" differ in who makes the products, cuBLAS or our kernels.
 WAYS = ("small", "rows", "tiled", "gemm")
-
-
 STOPS_EXACTLY = ("small", "tiled", "gemm")
 KEEPS_RESIDUAL = ("tiled", "gemm")
 MANY_LAUNCHES = ("tiled", "gemm")  # in every iteration: a CUDA graph of them takes the host's time out
+LEAST_UPDATES = {"rows": 8}  # that repay a launch
 
 
 def advance_way(

@@ -224,6 +224,7 @@ class Way:
         exact: it stops each problem by itself; otherwise the caller replays it.
         keeps_residual: it can go on from the residual that it ended a chunk with.
         captures: it takes several launches an iteration, which a CUDA graph is to replay.
+        least: updates that repay a call, beside what it prepares.
     """
 
     path: str
@@ -232,6 +233,7 @@ class Way:
     exact: bool
     keeps_residual: bool
     captures: bool
+    least: int = 1
 
 
 def advance_way(
@@ -260,4 +262,5 @@ def advance_way(
         name = launch.advance_way(*sizes, product=product, coupled=coupled, heavy_ball=heavy_ball, dtype=dtype)
     code = launch.WAYS.index(name)
     captures = device.type == "cuda" and name in launch.MANY_LAUNCHES
-    return Way(kind, name, code, name in launch.STOPS_EXACTLY, name in launch.KEEPS_RESIDUAL, captures)
+    exact, keeps = name in launch.STOPS_EXACTLY, name in launch.KEEPS_RESIDUAL
+    return Way(kind, name, code, exact, keeps, captures, launch.LEAST_UPDATES.get(name, 1))

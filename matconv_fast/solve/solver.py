@@ -17,9 +17,9 @@ from .problem import Problem
 # Updates between two looks at the result on paths where a look costs little beside an update.
 REFERENCE_CHUNK = 64
 
-# The C++ kernels run at 10 to 100 GFLOP/s, so a chunk of so many operations ends within 0.4 s. A GPU does 10 to 500
+# The C++ kernels run at 10 to 150 GFLOP/s, so a chunk of so many operations ends within a second. A GPU does 10 to 500
 # TFLOP/s once it is full, and a chunk should outlast the 50 us that its launches take.
-CHUNK_OPERATIONS = {"cpu": 4_000_000_000, "triton": 100_000_000_000}
+CHUNK_OPERATIONS = {"cpu": 10_000_000_000, "triton": 100_000_000_000}
 
 # Iterations of a chunk that is captured as a CUDA graph: a chunk costs some ten small launches and a copy of X beside
 # them, and the first one runs uncaptured.
@@ -73,11 +73,10 @@ class Prepared:
             return cls(advance)
         product = 1 if problem.M is None else 4 * problem.p
         operations = problem.size * (problem.m * problem.n * product + 200)
-        # slabs alone copy their state and pack M anew in every call: as much as a fifth of an iteration at 1,024 square
-        chunk = max(1 if way.exact else 8, min(CHUNK_OPERATIONS[way.path] // max(operations, 1), 1 << 16))
+        chunk = max(way.least, min(CHUNK_OPERATIONS[way.path] // max(operations, 1), 1 << 16))
         if way.captures:  # enough to hide what a chunk costs beside, few enough to replay soon
             chunk = min(max(chunk, LEAST_CAPTURED), MOST_CAPTURED)
-        if not way.exact:  # each slab of some 24 rows has a sum of its own for every iteration: 32 MB of them at most
+        if not way.exact:  # each block of some 24 rows has a sum of its own for every iteration: 32 MB of them at most
             chunk = max(8, min(chunk, (24 << 22) // max(problem.size * problem.m, 1)))
         return cls(advance, chunk, way)
 
