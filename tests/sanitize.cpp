@@ -58,7 +58,7 @@ enum class Rule { heavy_ball, adam };
 template <typename T>
 struct Problem {
   int64_t m, n, p, limit;
-  bool product, unit;
+  bool product, unit, once = draw(0, 3) == 0;
   std::vector<T> X, V, S, M, Y;
   std::vector<double> sums;
   T lr = T(0.01), momentum = T(0.5), scale = T(0.1);
@@ -80,7 +80,7 @@ struct Problem {
   mcf::Descent<T> arguments() {
     mcf::Descent<T> q = {};
     q.X = X.data(), q.V = V.data(), q.S = S.data(), q.M = M.data(), q.Y = Y.data(), q.m = m, q.n = n, q.p = p;
-    q.lr = lr, q.momentum = momentum, q.scale = unit ? T(1) : scale, q.product = product, q.unit = unit;
+    q.lr = lr, q.momentum = momentum, q.scale = unit ? T(1) : scale, q.product = product, q.unit = unit, q.once = once;
     q.first_decay = 0.9, q.second_decay = 0.99, q.eps = 1e-3, q.made = 2;
     q.limit = limit, q.last_sum = true, q.threshold = -1, q.bail = INFINITY, q.sums = sums.data();
     return q;
@@ -127,11 +127,11 @@ void advance(const char* isa, const mcf::AdvanceKernels<T>& kernels, Rule rule, 
   const int64_t buffers = rule == Rule::adam ? 3 : 1;
   Problem<T> together(m, n, p, product, unit);
   p = together.p;
-  auto packed = aligned<T>(product ? kernels.packed_elements(n, p) : 0);
-  auto work = aligned<T>(kernels.workspace_elements(m, n, p, buffers));
+  auto packed = aligned<T>(product ? kernels.packed_elements(together.arguments()) : 0);
+  auto work = aligned<T>(kernels.workspace_elements(together.arguments(), buffers, false));
   const int64_t parts = draw(1, 4);
   for (int64_t part = 0; product && part < parts; ++part)
-    kernels.pack(together.M.data(), n, p, together.arguments().scale, packed.get(), true, part, parts);
+    kernels.pack(together.M.data(), together.arguments(), together.arguments().scale, packed.get(), true, part, parts);
   std::vector<double> x, sums;
   together.plain(rule, x, sums);
   Problem<T> alone = together;
@@ -141,12 +141,12 @@ void advance(const char* isa, const mcf::AdvanceKernels<T>& kernels, Rule rule, 
   for (size_t k = 0; k < sums.size(); ++k) expect(near(T(together.sums[k]), sums[k]), "sum", isa, m, n, p);
   if (unit) return;
 
-  const int64_t slabs = kernels.slabs(m, n, p);
+  const int64_t slabs = kernels.slabs(together.arguments());
   std::vector<std::vector<double>> partial(slabs, std::vector<double>(together.limit + 1));
   std::vector<std::thread> threads;  // every slab at once: what they share is read only
   for (int64_t slab = 0; slab < slabs; ++slab)
     threads.emplace_back([&, slab] {
-      auto own = aligned<T>(kernels.workspace_elements(m / slabs + 1, n, p, buffers));
+      auto own = aligned<T>(kernels.workspace_elements(together.arguments(), buffers, true));
       mcf::Descent<T> q = alone.arguments();
       q.sums = partial[slab].data();
       runners.alone(q, slab, packed.get(), own.get());

@@ -43,6 +43,31 @@ def advance(implementation, X, buffers, M, Y, *hyperparameters, steps=6, loss="m
     return X, buffers, sums
 
 
+@pytest.mark.parametrize("shape", [(16, 16, 16), (50, 20, 30)])
+def test_adam_alone_stops_where_lockstep_does(shape):
+    """Its bias correction counts the updates through every stretch, and those made again."""
+    count, steps = 7, 2_000
+    m, n, p = shape
+    sources = rand(1, m, n), rand(1, n, p, seed=1), rand(1, m, p, seed=2)
+    X, M, Y = (t.expand(count, -1, -1).contiguous() for t in sources)
+    limit = torch.full((count,), steps)
+    lr, bail = torch.tensor([[1e-3], [torch.inf]], dtype=torch.float64).expand(-1, count).contiguous().unbind()
+
+    def run(way, threshold):
+        state = [X.clone(), torch.zeros_like(X), torch.zeros_like(X), torch.full((count,), 3.0, dtype=torch.float64)]
+        sums, taken = torch.zeros(count, steps + 1, dtype=torch.float64), torch.zeros(count, dtype=torch.int64)
+        NATIVE_ADAM(*state, M, Y, lr, 0.9, 0.99, 1e-8, limit, threshold, bail, sums, taken, None, 0, WAYS[way])
+        return *state, sums, taken
+
+    whole = run("lockstep", torch.full((count,), -1.0, dtype=torch.float64))[4][0]
+    threshold = whole.cummin(0).values[torch.tensor([0, 1, 63, 64, 500, 1_999, 2_000])]
+    expected, found = run("lockstep", threshold), run("alone", threshold)
+    assert len(set(expected[5].tolist())) > 4, "the tolerances are met at different iterates"
+    visited = torch.arange(steps + 1) <= expected[5][:, None]
+    for k, (a, b) in enumerate(zip(expected, found, strict=True)):
+        assert torch.equal(a[visited], b[visited]) if k == 4 else torch.equal(a, b)
+
+
 @pytest.mark.parametrize("way", ["lockstep", "alone", "gemm"])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 4, 3), (17, 16, 15), (63, 20, 33), (30, 65, 130)])

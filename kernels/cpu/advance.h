@@ -6,10 +6,10 @@
 //
 // Rows of X do not talk to each other under mse and sse, so a problem is cut into slabs of rows, by its shape alone.
 // Two ways to run them give the same bits: in lockstep one thread takes every slab through each iteration; alone, each
-// slab makes many iterations by itself, on any thread, and what went past its stop is run again (advance_ways.h). M is
-// packed once for all of them, in both orientations, the second one scaled by c. In two more ways, many small problems
-// run in the lanes of a vector, a problem each, and large ones on torch's GEMM, with the sweeps of sweep.h after each
-// product. All of them stop exactly.
+// slab makes many iterations by itself, on any thread, and what went past its stop is run again
+// (advance_stretches.h). M is packed once for all of them, in both orientations, the second one scaled by c. In two
+// more ways, many small problems run in the lanes of a vector, a problem each, and large ones on torch's GEMM, with the
+// sweeps of sweep.h after each product. All of them stop exactly.
 #pragma once
 
 #include <cstdint>
@@ -24,19 +24,24 @@ struct Rows {  // [begin, end)
 // One of `parts` nearly equal parts of m rows.
 constexpr Rows part_of(int64_t m, int64_t parts, int64_t part) { return {part * m / parts, (part + 1) * m / parts}; }
 
-template <typename T>
-struct Descent {  // one contiguous problem
-  T* X;           // [m, n], updated in place, like
-  T* V;           // [m, n], the momentum, or Adam's first moment
-  T* S;           // [m, n], Adam's second moment
-  const T* M;     // [n, p]
-  const T* Y;     // [m, p]
-  T* R;           // [m, p], the residual, kept from one call to the next by slabs alone and with the GEMM; or null
+// X [m, n], M [n, p] and Y [m, p]; without an M n is p.
+struct Shape {
   int64_t m, n, p;
+  bool product;  // whether there is an M
+  bool once;     // whether there is but one update to make, for which no change of layout pays
+};
+
+template <typename T>
+struct Descent : Shape {  // one contiguous problem
+  T* X;                   // [m, n], updated in place, like
+  T* V;                   // [m, n], the momentum, or Adam's first moment
+  T* S;                   // [m, n], Adam's second moment
+  const T* M;             // [n, p]
+  const T* Y;             // [m, p]
+  T* R;  // [m, p], the residual, kept from one call to the next by slabs alone and with the GEMM; or null
   T lr, momentum, scale;                  // scale is c
   double first_decay, second_decay, eps;  // of Adam
   double made;                            // updates that Adam has made before
-  bool product;                           // whether there is an M
   bool known;                             // whether R is that of X already, and sums[0] its sum
   bool unit;                              // loss fro: c is 1 / ||R||, which couples the rows: not alone
   int64_t limit;                          // updates, at most
@@ -99,11 +104,12 @@ struct Runners {  // both return the updates made; packed and workspace are alig
 
 template <typename T>
 struct AdvanceKernels {
-  int64_t (*slabs)(int64_t m, int64_t n, int64_t p);
-  int64_t (*packed_elements)(int64_t n, int64_t p);
-  int64_t (*workspace_elements)(int64_t rows, int64_t n, int64_t p, int64_t buffers);
+  int64_t (*slabs)(const Shape& shape);
+  Rows (*rows)(const Shape& shape, int64_t slab);
+  int64_t (*packed_elements)(const Shape& shape);
+  int64_t (*workspace_elements)(const Shape& shape, int64_t buffers, bool alone);
   // one of `parts` parts; without `gradient` only what a residual takes
-  void (*pack)(const T* M, int64_t n, int64_t p, T scale, T* packed, bool gradient, int64_t part, int64_t parts);
+  void (*pack)(const T* M, const Shape& shape, T scale, T* packed, bool gradient, int64_t part, int64_t parts);
   Runners<T> heavy_ball, adam;
   // The heavy ball on problems [begin, end) of a batch, a problem in each lane; writes `taken` too.
   int64_t (*lanes_elements)(int64_t m, int64_t n, int64_t p);

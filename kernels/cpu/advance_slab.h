@@ -1,226 +1,52 @@
-// `advance` on problems of any size: slabs of rows against packed panels of M. See advance.h.
+// `advance` on problems of any size, slab of rows by slab. See advance.h.
 #pragma once
 
-#include "advance_rules.h"
+#include "advance_blocks.h"
+#include "advance_rows.h"
 #include "advance_small.h"
 #include "advance_tiny.h"
-#include "microkernel.h"
 
 namespace mcf {
 namespace MCF_ISA {
 
-// Rows of a slab, about. Each iteration of a slab reads all of M, from the cache that holds it: the further away that
-// is, the more rows have to share a read. At 1,024 and 2,048 square, 96 rows are 8 and 12 % faster than 48 (Zen 3).
+// Whether rows stay in their places: where there are so few that vectors along them would be mostly padding, no product
+// that would read them, or one alone.
 template <typename T>
-constexpr int64_t target_rows(int64_t n, int64_t p) {
-  const int64_t bytes = 2 * n * p * static_cast<int64_t>(sizeof(T));
-  return bytes <= (256 << 10) ? 24 : bytes <= (6 << 20) ? 48 : 96;
+constexpr bool by_rows(const Shape& f) {
+  return f.m <= Simd<T>::lanes || !f.product || f.once;
 }
+
+// Rows of a slab, about. Each iteration of a slab reads all of M, from the cache that holds it: the further away that
+// is, the more rows have to share a read; but one block's X stays in the first cache up to some 256 columns.
+template <typename T>
+constexpr int64_t target_rows(const Shape& f) {
+  const int64_t bytes = 2 * f.n * f.p * static_cast<int64_t>(sizeof(T));
+  return bytes <= (1 << 20) ? 16 : bytes <= (6 << 20) ? 32 : 96;
+}
+
+// A slab begins with a whole block, or where there is but one with its second vector.
+template <typename T>
+constexpr int64_t least_rows(const Shape& f) {
+  return by_rows<T>(f) ? 1 : f.m <= 2 * Simd<T>::lanes ? Simd<T>::lanes : 2 * Simd<T>::lanes;
+}
+
+constexpr int64_t parts_of(int64_t m, int64_t size) { return (m + size - 1) / size; }
 
 // An even number is shared fairly by two threads, so few rows are cut in two where that repays waking one: 64 of them
 // on M 64 x 32,768 take 0.6 times as long so (Zen 3).
 template <typename T>
-int64_t slabs(int64_t m, int64_t n, int64_t p) {
-  const int64_t target = target_rows<T>(n, p), count = (m + target - 1) / target;
-  return count > 1 ? round_up(count, 2) : m >= 16 && m * n * p >= 16 * 16 * 16 ? 2 : 1;
-}
-
-// From row to row of such columns: whole panels, and where those are a multiple of 1 KB a cache line more, without
-// which the rows of a block share a few sets of the first cache. At 512, 768 and 1,024 square an iteration takes 0.95
-// to 1.01 times as long as two torch.mm with it, and 1.01 to 1.12 times without (Zen 3).
-template <typename T>
-constexpr int64_t row_stride(int64_t columns) {
-  const int64_t line = 64 / sizeof(T), whole = padded<T>(columns);
-  return whole % (16 * line) == 0 ? whole + line : whole;
-}
-
-// The padded copies that a run of some rows works on.
-template <typename T>
-struct State {
-  int64_t n_stride, p_stride;
-  T *x, *y, *r, *v, *s, *g;  // g is the gradient, where the rule needs it whole
-
-  State(int64_t rows, int64_t n, int64_t p, T* work) : n_stride(row_stride<T>(n)), p_stride(row_stride<T>(p)) {
-    x = work, y = x + rows * n_stride, r = y + rows * p_stride, v = r + rows * p_stride, s = v + rows * n_stride;
-    g = s + rows * n_stride;
-  }
-  int64_t elements(int64_t rows, int64_t buffers) const { return rows * ((1 + buffers) * n_stride + 2 * p_stride); }
-};
-
-template <typename T>
-int64_t workspace_elements(int64_t rows, int64_t n, int64_t p, int64_t buffers) {
-  return State<T>(rows, n, p, nullptr).elements(rows, buffers);
+int64_t slabs(const Shape& f) {
+  if (f.m < 16 || f.m * f.n * f.p < 16 * 16 * 16) return 1;
+  const int64_t most = parts_of(f.m, least_rows<T>(f)), count = round_up(parts_of(f.m, target_rows<T>(f)), 2);
+  return count < most ? count : most;
 }
 
 template <typename T>
-int64_t packed_elements(int64_t n, int64_t p) {
-  return n * padded<T>(p) + p * padded<T>(n);
-}
-
-// One of `parts` parts of both orientations, the second one scaled; without `gradient` of the first alone.
-template <typename T>
-void pack_both(const T* M, int64_t n, int64_t p, T scale, T* packed, bool gradient, int64_t part, int64_t parts) {
-  const Rows plain = part_of(panels<T>(p), parts, part), transposed = part_of(panels<T>(n), parts, part);
-  pack(M, n, p, p, 1, T(1), packed, plain.begin, plain.end);
-  if (gradient) pack(M, p, n, 1, p, scale, packed + n * padded<T>(p), transposed.begin, transposed.end);
-}
-
-// Calls f(first row, integral constant of the rows) for blocks of nearly equal height: 8 rows are 4 + 4, not 6 + 2,
-// whose second block would waste two thirds of its loads.
-template <int NV, typename F>
-MCF_INLINE void for_blocks(Rows rows, const F& f) {
-  const int64_t blocks = (rows.count() + max_rows(NV) - 1) / max_rows(NV);
-  for (int64_t i = 0; i < blocks; ++i) {
-    const Rows block = part_of(rows.count(), blocks, i);
-    with_rows<max_rows(NV)>(static_cast<int>(block.count()), [&](auto R) { f(rows.begin + block.begin, R); });
-  }
-}
-
-// r = x M - y for one panel of columns. Panels are the outer loop: one is read into the first cache and serves every
-// block of the slab.
-template <typename T, int NV>
-double residual_panel(const State<T>& s, Rows rows, int64_t n, const T* panel, int64_t column) {
-  constexpr int lanes = Simd<T>::lanes;
-  Sum<T> sum;
-  for_blocks<NV>(rows, [&](int64_t row, auto R) {
-    const T* y = s.y + row * s.p_stride + column;
-    T* r = s.r + row * s.p_stride + column;
-    Vec<T> acc[R.value][NV];
-    for (int i = 0; i < R.value; ++i)
-      for (int h = 0; h < NV; ++h) acc[i][h] = -at(y + i * s.p_stride + h * lanes);
-    multiply_panel<T, R.value, NV>(s.x + row * s.n_stride, s.n_stride, panel, n, acc);
-    for (int i = 0; i < R.value; ++i)
-      for (int h = 0; h < NV; ++h) at(r + i * s.p_stride + h * lanes) = acc[i][h];
-    sum.add(squares<T>(acc));
-  });
-  return sum.total();
-}
-
-// v = momentum v + r Mt and x -= lr v, for one panel of columns.
-template <typename T, int NV>
-void update_panel(const State<T>& s, Rows rows, int64_t p, const T* panel, int64_t column, const HeavyBall<T>& rule) {
-  constexpr int lanes = Simd<T>::lanes;
-  for_blocks<NV>(rows, [&](int64_t row, auto R) {
-    const int64_t corner = row * s.n_stride + column;
-    Vec<T> acc[R.value][NV];
-    for (int i = 0; i < R.value; ++i)
-      for (int h = 0; h < NV; ++h) acc[i][h] = rule.start(s.v + corner + i * s.n_stride + h * lanes);
-    multiply_panel<T, R.value, NV>(s.r + row * s.p_stride, s.p_stride, panel, p, acc);
-    for (int i = 0; i < R.value; ++i)
-      for (int h = 0; h < NV; ++h) {
-        const int64_t k = corner + i * s.n_stride + h * lanes;
-        rule.finish(acc[i][h], s.x + k, s.v + k);
-      }
-  });
-}
-
-// out = A B for one panel of columns.
-template <typename T, int NV>
-void product_panel(const T* A, int64_t lda, Rows rows, int64_t k, const T* panel, T* out, int64_t ldo) {
-  constexpr int lanes = Simd<T>::lanes;
-  for_blocks<NV>(rows, [&](int64_t row, auto R) {
-    Vec<T> acc[R.value][NV] = {};
-    multiply_panel<T, R.value, NV>(A + row * lda, lda, panel, k, acc);
-    for (int i = 0; i < R.value; ++i)
-      for (int h = 0; h < NV; ++h) at(out + (row + i) * ldo + h * lanes) = acc[i][h];
-  });
-}
-
-// Some rows of A [.., k] times B [k, columns], which is packed; the rows of out have room for whole panels.
-template <typename T>
-void product(const T* A, int64_t lda, Rows rows, int64_t k, const T* packed, int64_t columns, T* out, int64_t ldo) {
-  const int vectors = panel_vectors<T>(columns);
-  for (int64_t c = 0; c < padded<T>(columns); c += vectors * Simd<T>::lanes)
-    vectors == 1 ? product_panel<T, 1>(A, lda, rows, k, packed + c * k, out + c, ldo)
-                 : product_panel<T, 2>(A, lda, rows, k, packed + c * k, out + c, ldo);
-}
-
-// The squares of `width` columns of r from `column` on, each one in float64, and without the padding: where X holds an
-// infinity, the padding's zeros times that are NaN.
-template <typename T>
-double wide_total(const State<T>& s, Rows rows, int64_t column, int64_t width) {
-  double sum = 0;
-  for (int64_t i = rows.begin; i < rows.end; ++i)
-    for (int64_t j = column; j < column + width; ++j) {
-      const double r = s.r[i * s.p_stride + j];
-      sum += r * r;
-    }
-  return sum;
-}
-
-// r = x - y. The padding is left out of the sum: under Adam with eps 0 it is 0 / 0.
-template <typename T>
-double subtract(const State<T>& s, Rows rows, int64_t n) {
-  constexpr int64_t lanes = Simd<T>::lanes;
-  Sum<T> sum;
-  for (int64_t i = rows.begin; i < rows.end; ++i)
-    for (int64_t j = 0; j < padded<T>(n); j += lanes) {
-      Vec<T>& r = at(s.r + i * s.n_stride + j);
-      r = at(s.x + i * s.n_stride + j) - at(s.y + i * s.n_stride + j);
-      for (int64_t l = n > j ? n - j : 0; l < lanes; ++l) r[l] = T(0);
-      sum.add_square(r);
-    }
-  return sum.total();
-}
-
-template <typename T>
-double residual_slab(const State<T>& s, Rows rows, const Descent<T>& q, const T* packed) {
-  if (!q.product) return subtract(s, rows, q.n);
-  const int vectors = panel_vectors<T>(q.p), width = vectors * Simd<T>::lanes;
-  double total = 0;
-  for (int64_t c = 0; c < padded<T>(q.p); c += width) {
-    double sum = vectors == 1 ? residual_panel<T, 1>(s, rows, q.n, packed + c * q.n, c)
-                              : residual_panel<T, 2>(s, rows, q.n, packed + c * q.n, c);
-    if (!safe_total<T>(sum)) sum = wide_total(s, rows, c, q.p - c < width ? q.p - c : width);
-    total += sum;
-  }
-  return total;
-}
-
-template <typename T>
-void update_slab(const State<T>& s, Rows rows, const Descent<T>& q, const T* packed, const HeavyBall<T>& rule) {
-  if (!q.product) {
-    for (int64_t k = rows.begin * s.n_stride; k < rows.end * s.n_stride; k += Simd<T>::lanes)
-      rule.finish(rule.start(s.v + k) + q.scale * at(s.r + k), s.x + k, s.v + k);
-    return;
-  }
-  const T* transposed = packed + q.n * padded<T>(q.p);
-  const int vectors = panel_vectors<T>(q.n);
-  for (int64_t c = 0; c < padded<T>(q.n); c += vectors * Simd<T>::lanes)
-    vectors == 1 ? update_panel<T, 1>(s, rows, q.p, transposed + c * q.p, c, rule)
-                 : update_panel<T, 2>(s, rows, q.p, transposed + c * q.p, c, rule);
-}
-
-template <typename T>
-void update_slab(const State<T>& s, Rows rows, const Descent<T>& q, const T* packed, const Adam<T>& rule) {
-  if (q.product) product(s.r, s.p_stride, rows, q.p, packed + q.n * padded<T>(q.p), q.n, s.g, s.n_stride);
-  for (int64_t k = rows.begin * s.n_stride; k < rows.end * s.n_stride; k += Simd<T>::lanes)
-    rule.update(q.product ? at(s.g + k) : q.scale * at(s.r + k), s.x + k, s.v + k, s.s + k);
-}
-
-template <typename T>
-MCF_INLINE void copy_rows(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t rows, int64_t columns) {
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j) to[i * to_stride + j] = from[i * from_stride + j];
-}
-
-// The state of some rows of the problem, numbered from 0.
-template <typename T>
-MCF_INLINE State<T> load(const Descent<T>& q, Rows rows, int buffers, T* work) {
-  const State<T> s(rows.count(), q.n, q.p, work);
-  for (int64_t i = 0; i < s.elements(rows.count(), buffers); ++i) work[i] = T(0);
-  copy_rows<T>(q.X + rows.begin * q.n, q.n, s.x, s.n_stride, rows.count(), q.n);
-  copy_rows<T>(q.Y + rows.begin * q.p, q.p, s.y, s.p_stride, rows.count(), q.p);
-  if (buffers > 0) copy_rows<T>(q.V + rows.begin * q.n, q.n, s.v, s.n_stride, rows.count(), q.n);
-  if (buffers > 1) copy_rows<T>(q.S + rows.begin * q.n, q.n, s.s, s.n_stride, rows.count(), q.n);
-  return s;
-}
-
-template <typename T>
-MCF_INLINE void store(const State<T>& s, const Descent<T>& q, Rows rows, int buffers) {
-  copy_rows<T>(s.x, s.n_stride, q.X + rows.begin * q.n, q.n, rows.count(), q.n);
-  copy_rows<T>(s.v, s.n_stride, q.V + rows.begin * q.n, q.n, rows.count(), q.n);
-  if (buffers > 1) copy_rows<T>(s.s, s.n_stride, q.S + rows.begin * q.n, q.n, rows.count(), q.n);
+Rows rows_of(const Shape& f, int64_t slab) {
+  const int64_t least = least_rows<T>(f);
+  const Rows units = part_of(parts_of(f.m, least), slabs<T>(f), slab);
+  const int64_t end = units.end * least;
+  return {units.begin * least, end < f.m ? end : f.m};
 }
 
 template <typename T>
@@ -228,55 +54,102 @@ MCF_INLINE bool is_tiny(const Descent<T>& q) {
   return q.product && q.m <= 4 && q.n <= 4 && q.p <= 4 && !q.unit;
 }
 
-template <typename T, class Rule>
-int64_t lockstep(const Descent<T>& q, const T* packed, T* work) {
-  if constexpr (Rule::buffers == 1) {
-    if (is_tiny(q)) return tiny(q, packed);
-    if (is_small(q)) return small_of_size(q, Rows{0, q.m}, slabs<T>(q.m, q.n, q.p));
-  }
-  const Rows all{0, q.m};
-  const State<T> s = load(q, all, Rule::buffers, work);
-  const int64_t count = slabs<T>(q.m, q.n, q.p);
+// What the state of the largest slab takes, in whole cache lines.
+template <typename T>
+int64_t state_elements(const Shape& f, int64_t buffers) {
+  const int64_t least = least_rows<T>(f), rows = parts_of(parts_of(f.m, least), slabs<T>(f)) * least;
+  const int64_t elements =
+      by_rows<T>(f) ? RowState<T>::elements(rows, f.n, f.p, buffers) : BlockState<T>::elements(rows, f.n, f.p, buffers);
+  return round_up(elements, 64 / sizeof(T));
+}
+
+// Of one slab alone, or of all in lockstep.
+template <typename T>
+int64_t workspace_elements(const Shape& f, int64_t buffers, bool alone) {
+  return state_elements<T>(f, buffers) * (alone ? 1 : slabs<T>(f));
+}
+
+template <typename T>
+int64_t packed_elements(const Shape& f) {
+  return by_rows<T>(f) ? panels_elements<T>(f.n, f.p) : 2 * f.n * f.p;
+}
+
+template <typename T>
+void pack_both(const T* M, const Shape& f, T scale, T* packed, bool gradient, int64_t part, int64_t parts) {
+  const auto pack = by_rows<T>(f) ? pack_panels<T> : pack_groups<T>;
+  pack(M, f.n, f.p, scale, packed, gradient, part, parts);
+}
+
+// S is the state of a slab.
+template <typename T, class Rule, class S>
+int64_t lockstep_in(const Descent<T>& q, const T* packed, T* work) {
+  const int64_t count = slabs<T>(q), pitch = state_elements<T>(q, Rule::buffers);
+  const auto rows = [&](int64_t i) { return rows_of<T>(q, i); };
+  const auto state = [&](int64_t i) { return S(rows(i).count(), q.n, q.p, work + i * pitch); };
+  for (int64_t i = 0; i < count; ++i) load(state(i), q, rows(i), Rule::buffers);
   Rule rule(q);
   int64_t j = 0;
   for (;; ++j) {
     if (j == q.limit && !q.last_sum) break;
     double sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += residual_slab(s, part_of(q.m, count, i), q, packed);
+    for (int64_t i = 0; i < count; ++i) sum += residual_slab(state(i), q, packed);
     if (q.ends(j, sum)) break;
     if (q.unit) {
       const T scale = q.over_norm(sum);
-      for (int64_t i = 0; i < q.m * s.p_stride; ++i) s.r[i] *= scale;
+      for (int64_t i = 0; i < count; ++i) {
+        const S s = state(i);
+        for (int64_t k = 0; k < s.residuals(); ++k) s.r[k] *= scale;
+      }
     }
     rule.begin(j);
-    for (int64_t i = 0; i < count; ++i) update_slab(s, part_of(q.m, count, i), q, packed, rule);
+    for (int64_t i = 0; i < count; ++i) update_slab(state(i), q, packed, rule);
   }
-  store(s, q, all, Rule::buffers);
+  for (int64_t i = 0; i < count; ++i) store(state(i), q, rows(i), Rule::buffers);
   return j;
 }
 
 template <typename T, class Rule>
-int64_t alone(const Descent<T>& q, int64_t slab, const T* packed, T* work) {
-  const int64_t count = slabs<T>(q.m, q.n, q.p);
-  const Rows rows = part_of(q.m, count, slab), all{0, rows.count()};
-  Descent<T> through = q;
-  through.stops = false;
-  if (count == 1) return lockstep<T, Rule>(through, packed, work);
-  if constexpr (Rule::buffers == 1)
-    if (is_small(q)) return small_of_size(through, rows, 1);
-  const State<T> s = load(q, rows, Rule::buffers, work);
-  Rule rule(q);
-  T* R = q.R ? q.R + rows.begin * q.p : nullptr;
-  if (q.known) copy_rows<T>(R, q.p, s.r, s.p_stride, rows.count(), q.p);
-  for (int64_t j = 0; j < q.limit; ++j) {
-    if (j > 0 || !q.known) q.sums[j] = residual_slab(s, all, q, packed);
-    rule.begin(j);
-    update_slab(s, all, q, packed, rule);
+int64_t lockstep(const Descent<T>& q, const T* packed, T* work) {
+  if constexpr (Rule::buffers == 1) {
+    if (is_tiny(q)) return tiny(q);
+    if (is_small(q)) {
+      const int64_t count = slabs<T>(q);
+      Rows parts[kSmallSlabs] = {};
+      for (int64_t i = 0; i < count; ++i) parts[i] = rows_of<T>(q, i);
+      return small_of_size(q, parts, count);
+    }
   }
-  if (q.last_sum && !(q.known && q.limit == 0)) q.sums[q.limit] = residual_slab(s, all, q, packed);
-  if (R) copy_rows<T>(s.r, s.p_stride, R, q.p, rows.count(), q.p);
+  return by_rows<T>(q) ? lockstep_in<T, Rule, RowState<T>>(q, packed, work)
+                       : lockstep_in<T, Rule, BlockState<T>>(q, packed, work);
+}
+
+template <typename T, class Rule, class S>
+int64_t alone_in(const Descent<T>& q, Rows rows, const T* packed, T* work) {
+  const S s(rows.count(), q.n, q.p, work);
+  load(s, q, rows, Rule::buffers);
+  if (q.known) load_residual(s, q, rows);
+  Rule rule(q);
+  for (int64_t j = 0; j < q.limit; ++j) {
+    if (j > 0 || !q.known) q.sums[j] = residual_slab(s, q, packed);
+    rule.begin(j);
+    update_slab(s, q, packed, rule);
+  }
+  if (q.last_sum && !(q.known && q.limit == 0)) q.sums[q.limit] = residual_slab(s, q, packed);
+  if (q.R) store_residual(s, q, rows);
   store(s, q, rows, Rule::buffers);
   return q.limit;
+}
+
+template <typename T, class Rule>
+int64_t alone(const Descent<T>& q, int64_t slab, const T* packed, T* work) {
+  Descent<T> through = q;
+  through.stops = false;
+  if (slabs<T>(q) == 1) return lockstep<T, Rule>(through, packed, work);
+  const Rows rows = rows_of<T>(q, slab);
+  if constexpr (Rule::buffers == 1)
+    if (is_small(q)) return small_of_size(through, &rows, 1);
+  return by_rows<T>(q) ? alone_in<T, Rule, RowState<T>>(q, rows, packed, work)
+                       : alone_in<T, Rule, BlockState<T>>(q, rows, packed, work);
 }
 
 template <typename T, class Rule>

@@ -80,9 +80,9 @@ struct SmallSlab {
   }
 };
 
-// Some rows of the problem, in `count` slabs.
+// So many slabs of the problem.
 template <typename T, int N, int P>
-int64_t small(const Descent<T>& q, Rows all, int64_t count) {
+int64_t small(const Descent<T>& q, const Rows* parts, int64_t count) {
   typedef SmallSlab<T, N, P> Slab;
   alignas(64) T a[N * Slab::p_pad] = {}, b[P * Slab::n_pad] = {};
   for (int64_t i = 0; i < q.n; ++i)
@@ -91,11 +91,7 @@ int64_t small(const Descent<T>& q, Rows all, int64_t count) {
       b[j * Slab::n_pad + i] = q.scale * q.M[i * q.p + j];
     }
   Slab slabs[kSmallSlabs];
-  const auto part = [&](int64_t i) {
-    const Rows rows = part_of(all.count(), count, i);
-    return Rows{all.begin + rows.begin, all.begin + rows.end};
-  };
-  for (int64_t i = 0; i < count; ++i) slabs[i].load(q, part(i));
+  for (int64_t i = 0; i < count; ++i) slabs[i].load(q, parts[i]);
 
   int64_t k = 0;
   for (;; ++k) {
@@ -110,7 +106,7 @@ int64_t small(const Descent<T>& q, Rows all, int64_t count) {
     }
     for (int64_t i = 0; i < count; ++i) slabs[i].update(q, b);
   }
-  for (int64_t i = 0; i < count; ++i) slabs[i].store(q, part(i));
+  for (int64_t i = 0; i < count; ++i) slabs[i].store(q, parts[i]);
   return k;
 }
 
@@ -120,9 +116,9 @@ MCF_INLINE bool is_small(const Descent<T>& q) {
 }
 
 template <typename T>
-int64_t small_of_size(const Descent<T>& q, Rows rows, int64_t count) {
-  if (q.n <= 8) return q.p <= 8 ? small<T, 8, 8>(q, rows, count) : small<T, 8, 16>(q, rows, count);
-  return q.p <= 8 ? small<T, 16, 8>(q, rows, count) : small<T, 16, 16>(q, rows, count);
+int64_t small_of_size(const Descent<T>& q, const Rows* parts, int64_t count) {
+  if (q.n <= 8) return q.p <= 8 ? small<T, 8, 8>(q, parts, count) : small<T, 8, 16>(q, parts, count);
+  return q.p <= 8 ? small<T, 16, 8>(q, parts, count) : small<T, 16, 16>(q, parts, count);
 }
 
 }  // namespace MCF_ISA

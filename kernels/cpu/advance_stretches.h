@@ -125,7 +125,7 @@ class Stretches {
     const int64_t grain = static_cast<int64_t>(std::fmax(1.0, kWaking * items / ((steps + 1) * work_)));
     for_range(items, grain, [&](int64_t begin, int64_t end) {
       const FlushDenormals flush;
-      Workspace<T> state(kernels_.workspace_elements(m_ / slabs_ + 1, n_, p_, buffers_));
+      Workspace<T> state(kernels_.workspace_elements(batch_.first, buffers_, true));
       for (int64_t i = begin; i < end; ++i) f(i / slabs_, i % slabs_, state.get());
     });
   }
@@ -135,7 +135,7 @@ class Stretches {
   void for_states(int64_t b, int64_t slab, const F& f) const {
     if (!before_) return;
     const Descent<T> q = batch_[b];
-    const Rows rows = part_of(m_, slabs_, slab);
+    const Rows rows = kernels_.rows(batch_.first, slab);
     T* kept = before_ + b * kStates * m_ * n_ + rows.begin * n_;
     for (T* state : {q.X, q.V, q.S}) {
       if (state) f(state + rows.begin * n_, kept, rows.count() * n_ * sizeof(T));
@@ -150,7 +150,7 @@ class Stretches {
   const T* const packs_;
   const int64_t packed_;
   std::vector<Problem> problems_;
-  const int64_t m_ = batch_.first.m, n_ = batch_.first.n, p_ = batch_.first.p, slabs_ = kernels_.slabs(m_, n_, p_);
+  const int64_t m_ = batch_.first.m, n_ = batch_.first.n, p_ = batch_.first.p, slabs_ = kernels_.slabs(batch_.first);
   const double work_ =
       size_ * (4.0 * m_ * n_ * (batch_.first.product ? p_ : 1) + 10.0 * m_ * n_ + 100);  // an iteration
   int64_t longest_ = -1, room_ = 0;

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "advance.h"
-#include "microkernel.h"
+#include "simd.h"
 
 namespace mcf {
 namespace MCF_ISA {
@@ -63,11 +63,9 @@ MCF_INLINE typename Tiny<T>::Vec tiny_product(const typename Tiny<T>::Vec& v, co
 }
 
 template <typename T>
-MCF_INLINE int64_t tiny(const Descent<T>& q, const T* packed) {
+MCF_INLINE int64_t tiny(const Descent<T>& q) {
   typedef Tiny<T> S;
   typedef typename S::Vec V4;
-  const int64_t p_pad = padded<T>(q.p), n_pad = padded<T>(q.n);
-  const T* transposed = packed + q.n * p_pad;
   V4 x[S::count], v[S::count], minus_y[S::count], m[4], mt[4];
   for (int i = 0; i < 4; ++i)
     for (int j = 0; j < 4; ++j) {
@@ -76,8 +74,8 @@ MCF_INLINE int64_t tiny(const Descent<T>& q, const T* packed) {
       v[vec][lane] = i < q.m && j < q.n ? q.V[i * q.n + j] : T(0);
       minus_y[vec][lane] = i < q.m && j < q.p ? -q.Y[i * q.p + j] : T(0);
       for (int row = 0; row < S::rows; ++row) {
-        m[i][row * 4 + j] = i < q.n && j < q.p ? packed[i * p_pad + j] : T(0);
-        mt[i][row * 4 + j] = i < q.p && j < q.n ? transposed[i * n_pad + j] : T(0);
+        m[i][row * 4 + j] = i < q.n && j < q.p ? q.M[i * q.p + j] : T(0);
+        mt[i][row * 4 + j] = i < q.p && j < q.n ? q.scale * q.M[j * q.p + i] : T(0);
       }
     }
   int64_t k = 0;

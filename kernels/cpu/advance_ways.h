@@ -22,7 +22,7 @@ struct Advance {
   const int64_t m = batch.first.m, n = batch.first.n, p = batch.first.p;
   const bool shared = batch.M_stride == 0;
   // whole cache lines, so that each of several begins on one
-  const int64_t packed = batch.first.product ? round_up(kernels.packed_elements(n, p)) : 0;
+  const int64_t packed = batch.first.product ? round_up(kernels.packed_elements(batch.first)) : 0;
 
   void run(int64_t way) const {
     for (int64_t b = 0; batch.taken && b < size; ++b)
@@ -35,7 +35,7 @@ struct Advance {
   }
 
   void pack(int64_t b, T* out, bool gradient = true, int64_t part = 0, int64_t parts = 1) const {
-    if (batch.first.product) kernels.pack(batch[b].M, n, p, batch.first.scale, out, gradient, part, parts);
+    if (batch.first.product) kernels.pack(batch[b].M, batch.first, batch.first.scale, out, gradient, part, parts);
   }
 
   void finish(int64_t b, int64_t updates) const {
@@ -54,7 +54,7 @@ struct Advance {
     if (shared && size) pack(0, common.get());
     for_range(size, grain(), [&](int64_t begin, int64_t end) {
       const FlushDenormals flush;
-      Workspace<T> own(shared ? 0 : packed), state(kernels.workspace_elements(m, n, p, buffers));
+      Workspace<T> own(shared ? 0 : packed), state(kernels.workspace_elements(batch.first, buffers, false));
       for (int64_t b = begin; b < end; ++b) {
         int64_t updates = 0;
         if (batch.runs(b)) {

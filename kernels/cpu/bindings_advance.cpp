@@ -161,7 +161,7 @@ Tensor heavy_ball_step_(const Tensor any_X, const Tensor any_V, const std::optio
     DescentBatch<T> batch = {};
     Descent<T>& q = batch.first;
     q.X = write<T>(X), q.V = write<T>(V), q.M = M.has_value() ? read<T>(*M) : nullptr;
-    q.product = M.has_value();
+    q.product = M.has_value(), q.once = true;
     q.Y = Y.has_value() ? read<T>(*Y) : identity.get(), q.m = m, q.n = n, q.p = p;
     q.lr = static_cast<T>(lr), q.momentum = static_cast<T>(momentum);
     q.scale = static_cast<T>(gradient_scale(loss, elements)), q.unit = loss == kFro, q.limit = 1;

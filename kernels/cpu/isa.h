@@ -16,7 +16,7 @@ namespace MCF_ISA {
 
 template <typename T>
 constexpr TypedKernels<T> typed_kernels() {
-  return {{slabs<T>, packed_elements<T>, workspace_elements<T>, pack_both<T>, runners<T, HeavyBall<T>>(),
+  return {{slabs<T>, rows_of<T>, packed_elements<T>, workspace_elements<T>, pack_both<T>, runners<T, HeavyBall<T>>(),
            runners<T, Adam<T>>(), lanes_elements<T>, lanes<T>},
           distance_kernels<T>(),
           {loss_elements<T>, loss_residual<T>},

@@ -1,7 +1,7 @@
 // See loss.h.
 #pragma once
 
-#include "advance_slab.h"
+#include "advance_rows.h"
 #include "loss.h"
 
 namespace mcf {
@@ -9,24 +9,24 @@ namespace MCF_ISA {
 
 template <typename T>
 int64_t loss_elements(int64_t m, int64_t n, int64_t p) {
-  return workspace_elements<T>(m, n, p, 1) + packed_elements<T>(n, p) + (m + n) * padded<T>(p) + m * n;
+  return RowState<T>::elements(m, n, p, 1) + panels_elements<T>(n, p) + (m + n) * padded<T>(p) + m * n;
 }
 
 template <typename T>
 double loss_residual(const ResidualProducts<T>& q, T* work) {
   Descent<T> d = {};
   d.X = const_cast<T*>(q.X), d.M = q.M, d.Y = q.Y, d.product = q.product, d.m = q.m, d.n = q.n, d.p = q.p;
-  const Rows all{0, q.m};
-  const State<T> s = load(d, all, 0, work);
-  T* packed = work + s.elements(q.m, 1);
-  T* R_panels = packed + packed_elements<T>(q.n, q.p);
+  const RowState<T> s(q.m, q.n, q.p, work);
+  load(s, d, Rows{0, q.m}, 0);
+  T* packed = work + s.elements(q.m, q.n, q.p, 1);
+  T* R_panels = packed + panels_elements<T>(q.n, q.p);
   T* products = R_panels + q.m * padded<T>(q.p);
   T* Xt = products + q.n * padded<T>(q.p);
-  if (q.product) pack_both(q.M, q.n, q.p, T(1), packed, q.R_Mt != nullptr, 0, 1);
-  const double sum = residual_slab(s, all, d, packed);
+  if (q.product) pack_panels(q.M, q.n, q.p, T(1), packed, q.R_Mt != nullptr, 0, 1);
+  const double sum = residual_slab(s, d, packed);
   if (q.R) copy_rows<T>(s.r, s.p_stride, q.R, q.p, q.m, q.p);
   if (q.R_Mt && q.product) {
-    product(s.r, s.p_stride, all, q.p, packed + q.n * padded<T>(q.p), q.n, s.v, s.n_stride);
+    product(s.r, s.p_stride, q.m, q.p, packed + q.n * padded<T>(q.p), q.n, s.v, s.n_stride);
     copy_rows<T>(s.v, s.n_stride, q.R_Mt, q.n, q.m, q.n);
   }
   if (q.R_Mt && !q.product) copy_rows<T>(s.r, s.p_stride, q.R_Mt, q.p, q.m, q.p);
@@ -34,7 +34,7 @@ double loss_residual(const ResidualProducts<T>& q, T* work) {
     for (int64_t i = 0; i < q.m; ++i)
       for (int64_t j = 0; j < q.n; ++j) Xt[j * q.m + i] = q.X[i * q.n + j];
     pack(s.r, q.m, q.p, s.p_stride, 1, T(1), R_panels, 0, panels<T>(q.p));
-    product(Xt, q.m, Rows{0, q.n}, q.m, R_panels, q.p, products, padded<T>(q.p));
+    product(Xt, q.m, q.n, q.m, R_panels, q.p, products, padded<T>(q.p));
     copy_rows<T>(products, padded<T>(q.p), q.Xt_R, q.p, q.n, q.p);
   }
   return sum;
