@@ -17,11 +17,13 @@ constexpr bool by_rows(const Shape& f) {
 }
 
 // Rows of a slab, about. Each iteration of a slab reads all of M, from the cache that holds it: the further away that
-// is, the more rows have to share a read; but one block's X stays in the first cache up to some 256 columns.
+// is, the more rows have to share a read; but one block's X stays in the first cache up to some 256 columns. And an
+// iteration of a slab must be worth the sum that it is recorded by.
 template <typename T>
 constexpr int64_t target_rows(const Shape& f) {
-  const int64_t bytes = 2 * f.n * f.p * static_cast<int64_t>(sizeof(T));
-  return bytes <= (1 << 20) ? 16 : bytes <= (6 << 20) ? 32 : 96;
+  const int64_t bytes = 2 * f.n * f.p * static_cast<int64_t>(sizeof(T)), worth = 8192 / (f.n * f.p);
+  const int64_t share = bytes <= (1 << 20) ? 16 : bytes <= (6 << 20) ? 32 : 96;
+  return worth > share ? worth : share;
 }
 
 // A slab begins with a whole block, or where there is but one with its second vector.
