@@ -2,7 +2,7 @@
 //
 // A block is two vectors of rows; its state is stored column by column. So what a product reads of a block lies in one
 // piece, and so does what it writes. Against rows in their places, whose every operand is six streams of a row each, an
-// iteration takes 0.95 of the time at 64 square, 0.91 at 128, 0.94 at 256, 0.97 at 512 and 0.85 at 1,024 (two Zen 3
+// iteration takes 0.94 of the time at 64 square, 0.92 at 128, 0.96 at 256, 0.97 at 512 and 0.84 at 1,024 (two Zen 3
 // cores, both in turns).
 #pragma once
 
