@@ -21,6 +21,9 @@ struct Rows {  // [begin, end)
   int64_t count() const { return end - begin; }
 };
 
+// Parts of at most `size` rows.
+constexpr int64_t parts_of(int64_t m, int64_t size) { return (m + size - 1) / size; }
+
 // One of `parts` nearly equal parts of m rows.
 constexpr Rows part_of(int64_t m, int64_t parts, int64_t part) { return {part * m / parts, (part + 1) * m / parts}; }
 

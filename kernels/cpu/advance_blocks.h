@@ -15,7 +15,7 @@ namespace MCF_ISA {
 // Columns of the largest group: 6 x 2 accumulators of AVX2's 16 registers, 12 x 2 of AVX-512's 32.
 constexpr int kGroup = MCF_VECTOR_BYTES == 64 ? 12 : 6;
 
-constexpr int64_t groups_of(int64_t columns) { return (columns + kGroup - 1) / kGroup; }
+constexpr int64_t groups_of(int64_t columns) { return parts_of(columns, kGroup); }
 
 // The state of some rows. The last block has one vector, where one will do; its rows are padded with zeros.
 template <typename T>
@@ -28,7 +28,7 @@ struct BlockState {
     const int64_t padded = vectors * lanes;
     x = work, y = x + padded * n, r = y + padded * p, v = r + padded * p, s = v + padded * n, g = s + padded * n;
   }
-  static int64_t vectors_of(int64_t rows) { return (rows + lanes - 1) / lanes; }
+  static int64_t vectors_of(int64_t rows) { return parts_of(rows, lanes); }
   static int64_t elements(int64_t rows, int64_t n, int64_t p, int64_t buffers) {
     return vectors_of(rows) * lanes * ((1 + buffers) * n + 2 * p);
   }
@@ -125,21 +125,6 @@ MCF_INLINE void for_groups(const BlockState<T>& s, int64_t columns, const F& f) 
   }
 }
 
-// acc[c] += a block, [k, rows of it], times column c of a group, [k, C].
-template <typename T, int C, int NV>
-MCF_INLINE void multiply_group(const T* block, const T* group, int64_t k, Vec<T> (&acc)[C][NV]) {
-  constexpr int lanes = Simd<T>::lanes;
-  for (int64_t q = 0; q < k; ++q) {
-    Vec<T> a[NV];
-    for (int h = 0; h < NV; ++h) a[h] = at(block + (q * NV + h) * lanes);
-#pragma GCC unroll 12
-    for (int c = 0; c < C; ++c) {
-      const Vec<T> b = group[q * C + c] - Vec<T>{};  // one broadcasting load; 0 + b would be an addition
-      for (int h = 0; h < NV; ++h) acc[c][h] += b * a[h];
-    }
-  }
-}
-
 // Without the padding, each square in float64.
 template <typename T>
 double wide_total(const BlockState<T>& s) {
@@ -165,7 +150,8 @@ MCF_INLINE void multiply_blocks(const BlockState<T>& s, const T* matrix, int64_t
     Vec<T> acc[C.value][NV.value];
     for (int c = 0; c < C.value; ++c)
       for (int h = 0; h < NV.value; ++h) acc[c][h] = start(corner + (c * NV.value + h) * lanes);
-    multiply_group<T, C.value, NV.value>(matrix + vector * k * lanes, packed + column * k, k, acc);
+    // a group's columns are the rows of the micro-kernel, and a block is its panel
+    multiply_panel<T, C.value, NV.value>(packed + column * k, 1, C.value, matrix + vector * k * lanes, k, acc);
     for (int c = 0; c < C.value; ++c)
       for (int h = 0; h < NV.value; ++h) finish(corner + (c * NV.value + h) * lanes, acc[c][h]);
     tile(acc);

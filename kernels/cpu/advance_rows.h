@@ -82,7 +82,7 @@ MCF_INLINE void store_residual(const RowState<T>& s, const Descent<T>& q, Rows r
 // whose second block would waste two thirds of its loads.
 template <int NV, typename F>
 MCF_INLINE void for_blocks(int64_t rows, const F& f) {
-  const int64_t blocks = (rows + max_rows(NV) - 1) / max_rows(NV);
+  const int64_t blocks = parts_of(rows, max_rows(NV));
   for (int64_t i = 0; i < blocks; ++i) {
     const Rows block = part_of(rows, blocks, i);
     with_rows<max_rows(NV)>(static_cast<int>(block.count()), [&](auto R) { f(block.begin, R); });
@@ -101,7 +101,7 @@ double residual_panel(const RowState<T>& s, int64_t n, const T* panel, int64_t c
     Vec<T> acc[R.value][NV];
     for (int i = 0; i < R.value; ++i)
       for (int h = 0; h < NV; ++h) acc[i][h] = -at(y + i * s.p_stride + h * lanes);
-    multiply_panel<T, R.value, NV>(s.x + row * s.n_stride, s.n_stride, panel, n, acc);
+    multiply_panel<T, R.value, NV>(s.x + row * s.n_stride, s.n_stride, 1, panel, n, acc);
     for (int i = 0; i < R.value; ++i)
       for (int h = 0; h < NV; ++h) at(r + i * s.p_stride + h * lanes) = acc[i][h];
     sum.add(squares<T>(acc));
@@ -118,7 +118,7 @@ void update_panel(const RowState<T>& s, int64_t p, const T* panel, int64_t colum
     Vec<T> acc[R.value][NV];
     for (int i = 0; i < R.value; ++i)
       for (int h = 0; h < NV; ++h) acc[i][h] = rule.start(s.v + corner + i * s.n_stride + h * lanes);
-    multiply_panel<T, R.value, NV>(s.r + row * s.p_stride, s.p_stride, panel, p, acc);
+    multiply_panel<T, R.value, NV>(s.r + row * s.p_stride, s.p_stride, 1, panel, p, acc);
     for (int i = 0; i < R.value; ++i)
       for (int h = 0; h < NV; ++h) {
         const int64_t k = corner + i * s.n_stride + h * lanes;
@@ -133,7 +133,7 @@ void product_panel(const T* A, int64_t lda, int64_t rows, int64_t k, const T* pa
   constexpr int lanes = Simd<T>::lanes;
   for_blocks<NV>(rows, [&](int64_t row, auto R) {
     Vec<T> acc[R.value][NV] = {};
-    multiply_panel<T, R.value, NV>(A + row * lda, lda, panel, k, acc);
+    multiply_panel<T, R.value, NV>(A + row * lda, lda, 1, panel, k, acc);
     for (int i = 0; i < R.value; ++i)
       for (int h = 0; h < NV; ++h) at(out + (row + i) * ldo + h * lanes) = acc[i][h];
   });

@@ -32,8 +32,6 @@ constexpr int64_t least_rows(const Shape& f) {
   return by_rows<T>(f) ? 1 : f.m <= 2 * Simd<T>::lanes ? Simd<T>::lanes : 2 * Simd<T>::lanes;
 }
 
-constexpr int64_t parts_of(int64_t m, int64_t size) { return (m + size - 1) / size; }
-
 // An even number is shared fairly by two threads, so few rows are cut in two where that repays waking one: 64 of them
 // on M 64 x 32,768 take 0.6 times as long so (Zen 3).
 template <typename T>

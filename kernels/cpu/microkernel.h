@@ -57,16 +57,18 @@ MCF_INLINE void pack(const T* B, int64_t k, int64_t columns, int64_t row_stride,
   }
 }
 
-// acc[i] += A[i, :] @ panel for R rows of A with leading dimension lda.
+// acc[i] += A[i, :] @ panel for R rows of A, whose element (i, q) is at A[i * row_stride + q * column_stride].
 template <typename T, int R, int NV>
-MCF_INLINE void multiply_panel(const T* A, int64_t lda, const T* panel, int64_t k, Vec<T> (&acc)[R][NV]) {
+MCF_INLINE void multiply_panel(const T* A, int64_t row_stride, int64_t column_stride, const T* panel, int64_t k,
+                               Vec<T> (&acc)[R][NV]) {
   constexpr int lanes = Simd<T>::lanes;
   for (int64_t q = 0; q < k; ++q) {
     Vec<T> b[NV];
     for (int h = 0; h < NV; ++h) b[h] = at(panel + (q * NV + h) * lanes);
 #pragma GCC unroll 12
     for (int i = 0; i < R; ++i) {
-      const Vec<T> a = A[i * lda + q] - Vec<T>{};  // one broadcasting load; 0 + a would be an addition
+      const Vec<T> a =
+          A[i * row_stride + q * column_stride] - Vec<T>{};  // one broadcasting load; 0 + a would be an addition
       for (int h = 0; h < NV; ++h) acc[i][h] += a * b[h];
     }
   }
