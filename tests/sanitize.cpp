@@ -177,8 +177,14 @@ void lanes(const char* isa, const mcf::AdvanceKernels<T>& kernels, int64_t m, in
   batch.M_stride = n * p, batch.Y_stride = m * p, batch.columns = columns, batch.lr = lr.data();
   batch.momentum = momentum.data(), batch.limit = limit.data(), batch.threshold = never.data();
   batch.bail = bail.data(), batch.taken = taken.data();
-  auto work = aligned<T>(kernels.lanes_elements(m, n, p));
-  kernels.lanes(batch, 0, size, work.get());
+  mcf::Queue queue{size};
+  std::vector<std::thread> threads;
+  for (int k = 0; k < 2; ++k)
+    threads.emplace_back([&] {
+      auto work = aligned<T>(kernels.lanes_elements(m, n, p));
+      kernels.lanes(batch, queue, work.get());
+    });
+  for (std::thread& thread : threads) thread.join();
 
   for (int64_t b = 0; b < size; ++b) {
     Problem<T> one(m, n, p, true, unit);

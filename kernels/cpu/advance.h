@@ -21,6 +21,15 @@ struct Rows {  // [begin, end)
   int64_t count() const { return end - begin; }
 };
 
+// Items [0, size) that threads take one by one, so that none waits for one that is slower, or has longer items. Which
+// thread has which must not show in a result.
+struct Queue {
+  int64_t size, next = 0;
+
+  // One that nobody has had; `size` or more when none is left.
+  __attribute__((always_inline)) inline int64_t take() { return __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED); }
+};
+
 // Parts of at most `size` rows.
 constexpr int64_t parts_of(int64_t m, int64_t size) { return (m + size - 1) / size; }
 
@@ -114,9 +123,9 @@ struct AdvanceKernels {
   // one of `parts` parts; without `gradient` only what a residual takes
   void (*pack)(const T* M, const Shape& shape, T scale, T* packed, bool gradient, int64_t part, int64_t parts);
   Runners<T> heavy_ball, adam;
-  // The heavy ball on problems [begin, end) of a batch, a problem in each lane; writes `taken` too.
+  // The heavy ball on the problems of a batch that the queue gives, a problem in each lane; writes `taken` too.
   int64_t (*lanes_elements)(int64_t m, int64_t n, int64_t p);
-  void (*lanes)(const DescentBatch<T>& batch, int64_t begin, int64_t end, T* workspace);
+  void (*lanes)(const DescentBatch<T>& batch, Queue& queue, T* workspace);
 };
 
 }  // namespace mcf

@@ -63,7 +63,7 @@ MCF_INLINE void for_tiles(int64_t rows, int64_t columns, const F& f) {
 }
 
 template <typename T>
-void lanes(const DescentBatch<T>& batch, int64_t begin, int64_t end, T* work) {
+void lanes(const DescentBatch<T>& batch, Queue& queue, T* work) {
   constexpr int width = Simd<T>::lanes;
   const int64_t m = batch.first.m, n = batch.first.n, p = batch.first.p;
   const T c = batch.first.scale;
@@ -74,11 +74,12 @@ void lanes(const DescentBatch<T>& batch, int64_t begin, int64_t end, T* work) {
   Descent<T> problems[width];
   int64_t index[width], made[width] = {};
   Vec<T> lr = {}, momentum = {};
-  int64_t next = begin;
   int busy = 0;
   const auto fill = [&](int lane) {  // with the next problem that runs, if there is one
-    while (next < end && !batch.runs(next)) ++next;
-    index[lane] = next < end ? next++ : -1;
+    int64_t next;
+    do next = queue.take();
+    while (next < queue.size && !batch.runs(next));
+    index[lane] = next < queue.size ? next : -1;
     if (index[lane] < 0) return;
     const Descent<T> q = batch[index[lane]];
     problems[lane] = q, made[lane] = 0, ++busy;

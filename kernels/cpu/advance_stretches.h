@@ -123,10 +123,10 @@ class Stretches {
   void for_slabs(int64_t steps, const F& f) const {
     const int64_t items = size_ * slabs_;
     const int64_t grain = static_cast<int64_t>(std::fmax(1.0, kWaking * items / ((steps + 1) * work_)));
-    for_range(items, grain, [&](int64_t begin, int64_t end) {
+    share(items, grain, [&](Queue& queue) {
       const FlushDenormals flush;
       Workspace<T> state(kernels_.workspace_elements(batch_.first, buffers_, true));
-      for (int64_t i = begin; i < end; ++i) f(i / slabs_, i % slabs_, state.get());
+      for (int64_t i; (i = queue.take()) < items;) f(i / slabs_, i % slabs_, state.get());
     });
   }
 

@@ -52,10 +52,10 @@ struct Advance {
   void lockstep() const {
     Workspace<T> common(shared ? packed : 0);
     if (shared && size) pack(0, common.get());
-    for_range(size, grain(), [&](int64_t begin, int64_t end) {
+    share(size, grain(), [&](Queue& queue) {
       const FlushDenormals flush;
       Workspace<T> own(shared ? 0 : packed), state(kernels.workspace_elements(batch.first, buffers, false));
-      for (int64_t b = begin; b < end; ++b) {
+      for (int64_t b; (b = queue.take()) < size;) {
         int64_t updates = 0;
         if (batch.runs(b)) {
           if (!shared) pack(b, own.get());
@@ -85,10 +85,10 @@ struct Advance {
 
   // Many small problems, one in each lane of a vector.
   void lanes() const {
-    for_range(size, grain(), [&](int64_t begin, int64_t end) {
+    share(size, grain(), [&](Queue& queue) {
       const FlushDenormals flush;
       Workspace<T> state(kernels.lanes_elements(m, n, p));
-      kernels.lanes(batch, begin, end, state.get());
+      kernels.lanes(batch, queue, state.get());
     });
   }
 

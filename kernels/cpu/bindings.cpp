@@ -1,11 +1,9 @@
 // Operators of the CPU extension, against libtorch's stable ABI: one build serves every torch from 2.10 on.
-// Schemas live in matconv_fast/_ops; this file picks the instruction set, and holds the bindings that are short.
+// Schemas live in matconv_fast/_ops; this file picks the instruction set, and holds distance.
 #include "bindings.h"
 
 #include <cstdlib>
 #include <cstring>
-
-#include "finish_chunk.h"
 
 namespace mcf {
 namespace {
@@ -57,8 +55,8 @@ Tensor run_distance(const Tensor& A, const Tensor& B, int64_t ord) {
   double few[64];
   Workspace<double> many(batch * blocks > 64 ? batch * blocks : 0);
   double* partial = batch * blocks > 64 ? many.get() : few;
-  const auto run_blocks = [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
+  const auto run_blocks = [&](Queue& queue) {
+    for (int64_t item; (item = queue.take()) < queue.size;) {
       const int64_t b = item / blocks, row0 = item % blocks / column_blocks * rows_in_block;
       const int64_t column0 = item % column_blocks * block;
       const T* a_base = read<T>(A) + (dim == 3 ? b * A.stride(0) : 0) + column0;
@@ -69,11 +67,7 @@ Tensor run_distance(const Tensor& A, const Tensor& B, int64_t ord) {
       partial[item] = value;
     }
   };
-  if (batch * blocks == 1)
-    run_blocks(0, 1);  // one block is not worth a thread pool's 5 us
-  else
-    torch::stable::parallel_for(0, batch * blocks, std::max<int64_t>(1, block / std::max<int64_t>(1, m * n)),
-                                run_blocks);
+  share(batch * blocks, std::max<int64_t>(1, block / std::max<int64_t>(1, m * n)), run_blocks);
   for (int64_t b = 0; b < batch; ++b) {
     double value = 0;
     for (int64_t i = 0; i < blocks; ++i) value = combine(value, partial[b * blocks + i]);
@@ -104,26 +98,10 @@ Tensor distance_op(const Tensor any_A, const Tensor any_B, int64_t ord) {
   return dtype == ScalarType::Float ? run_distance<float>(A, B, ord) : run_distance<double>(A, B, ord);
 }
 
-void finish_chunk_op(const Tensor sums, const Tensor taken, const Tensor threshold, const Tensor Y_squares,
-                     const Tensor bail, const Tensor last, const Tensor best, const Tensor updates, const Tensor status,
-                     const Tensor again, const Tensor counts) {
-  const int64_t batch = sums.size(0);
-  for (const Tensor* t : {&sums, &threshold, &Y_squares, &bail, &last, &best})
-    check(*t, ScalarType::Double, batch, "finish_chunk");
-  for (const Tensor* t : {&taken, &updates, &status, &again}) check(*t, ScalarType::Long, batch, "finish_chunk");
-  check(counts, ScalarType::Long, 2, "finish_chunk");
-  finish_chunk({batch, sums.size(1), read<double>(sums), read<int64_t>(taken), read<double>(threshold),
-                read<double>(Y_squares), write<double>(bail), write<double>(last), write<double>(best),
-                write<int64_t>(updates), write<int64_t>(status), write<int64_t>(again), write<int64_t>(counts)});
-}
-
 }  // namespace
 }  // namespace mcf
 
 // Read by kernels/cpu/launch.py through ctypes.
 extern "C" __attribute__((visibility("default"))) const char* matconv_fast_isa() { return mcf::active_kernels().name; }
 
-STABLE_TORCH_LIBRARY_IMPL(matconv_fast, CPU, m) {
-  m.impl("distance", TORCH_BOX(&mcf::distance_op));
-  m.impl("finish_chunk", TORCH_BOX(&mcf::finish_chunk_op));
-}
+STABLE_TORCH_LIBRARY_IMPL(matconv_fast, CPU, m) { m.impl("distance", TORCH_BOX(&mcf::distance_op)); }

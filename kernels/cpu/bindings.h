@@ -113,6 +113,14 @@ void for_range(int64_t size, int64_t grain, const F& f) {
     torch::stable::parallel_for(0, size, grain, f);
 }
 
+// Calls f(queue of the items [0, size)) on as many threads as there are `grain` items for.
+template <typename F>
+void share(int64_t size, int64_t grain, const F& f) {
+  Queue queue{size};
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), (size + grain - 1) / grain);
+  for_range(threads, 1, [&](int64_t, int64_t) { f(queue); });
+}
+
 // Elements in one block of a sweep, so that the order of its sums does not depend on the threads.
 constexpr int64_t kSweep = 1 << 15;
 

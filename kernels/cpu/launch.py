@@ -16,7 +16,7 @@ VECTOR_BYTES = {"generic": 16, "avx2": 32, "avx512": 64}  # by instruction set
 LANES_SIZE = 14
 
 # Elements of M from which torch's GEMM is the faster one. With AVX2 the slabs are ahead up to 2,048 square, the largest
-# measured (31.8 against 34.6 ms an iteration at 1,024, 258 against 276 at 2,048), but keep two packed copies of M. With
+# measured (31.6 against 34.6 ms an iteration at 1,024, 235 against 267 at 2,048), but keep two packed copies of M. With
 # AVX-512, where MKL is at its best, it is an estimate from the prototype, which drew level with MKL at 256; the generic
 # one is a guess. Under some 32 rows a product waits for M, and the slabs are ahead (1.6 times at 16 rows, M 1,024
 # square).
