@@ -5,12 +5,12 @@ time or without a working C++ compiler the package still installs and runs on it
 here, and ``python -m matconv_fast info`` says so later.
 """
 
+from pathlib import Path
+
 from setuptools import setup
 
-SOURCES = ["bindings", "bindings_advance", "bindings_loss", "finish_chunk", "isa_generic", "isa_avx2", "isa_avx512"]
-HEADERS = ["advance", "advance_lanes", "advance_rules", "advance_slab", "advance_small", "advance_tiny", "bindings"]
-HEADERS += ["distance", "distance_impl", "finish_chunk", "isa", "kernels", "loss", "loss_impl", "microkernel", "simd"]
-HEADERS += ["sweep", "sweep_impl"]
+SOURCES = ["bindings", "bindings_advance", "bindings_loss", "bindings_run", "finish_chunk"]
+SOURCES += ["isa_generic", "isa_avx2", "isa_avx512"]
 NOT_BUILT = "matconv_fast: CPU kernels NOT built ({}); solves on the CPU will run on the PyTorch reference."
 
 
@@ -34,7 +34,7 @@ def extension_options() -> dict:
     extension = CppExtension(
         "matconv_fast.kernels.cpu._C",
         [f"kernels/cpu/{name}.cpp" for name in SOURCES],
-        depends=[f"kernels/cpu/{name}.h" for name in HEADERS],
+        depends=sorted(map(str, Path("kernels/cpu").glob("*.h"))),
         # 2.10 is the first torch with parallel_for in the stable ABI.
         define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000ULL")],
         extra_compile_args=["-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wno-psabi"],

@@ -34,6 +34,9 @@ RUNNING, CONVERGED, MAX_ITERATIONS, DIVERGED, STAGNATED, NONFINITE = range(-1, 5
 # kappa 400), and no kappa beyond 1e7 is solvable in float32 or 1e8 in float64: a rise beyond 1e16 is divergence.
 BAIL_FACTOR = 1e16
 
+# The smallest square that is still a normal float64: tolerances below its root cannot be tested for.
+SMALLEST_SQUARE = 2.3e-308
+
 
 def residual(X: Tensor, M: Tensor | None, Y: Tensor | None) -> Tensor:
     """``X @ M - Y`` by plain operators, for any batch dimensions; None is the identity."""
@@ -201,6 +204,50 @@ def adam_advance(
         X.sub_(rate * first / second.sqrt().add_((eps * root).to(X.dtype)[:, None, None]))
 
     _advance(X, (first, second, count), update, M, Y, limit, sums, taken, LOSSES[loss])
+
+
+def norms(Y: Tensor) -> Tensor:
+    """``||Y||_F`` of each matrix in float64; scaled where the squares of a float64 could under- or overflow."""
+    if Y.dtype != torch.float64 or 0 in Y.shape:
+        return torch.linalg.vector_norm(Y, dim=(-2, -1), dtype=torch.float64)
+    largest = Y.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(Y.dtype).tiny)
+    return (largest * torch.linalg.vector_norm(Y / largest, dim=(-2, -1), keepdim=True))[..., 0, 0]
+
+
+def tolerances(Y_norms: Tensor, rtol: float, atol: float) -> Tensor:
+    """``max(atol, rtol ||Y||_F)`` of each problem."""
+    return (rtol * Y_norms).clamp_(min=atol)
+
+
+def start_run(
+    Y: Tensor, bail: Tensor, last: Tensor, best: Tensor, status: Tensor, rtol: float, atol: float
+) -> tuple[Tensor, ...]:
+    """What `finish_chunk` judges the first chunk of a run by, and writes to: fresh tensors.
+
+    The threshold is the square of the tolerance; -1, which nothing meets, where a tolerance above 0 has no square. That
+    matters in float64 alone: any float32 but 0 has a square in float64, so there a sum of 0 means equality.
+
+    Args:
+        Y: ``[1 or B, m, p]``.
+        bail: ``[B]``, as an earlier run left it, NaN if there was none; likewise
+        last: ``[B]``,
+        best: ``[B]``, and
+        status: ``[B]``, RUNNING if there was none.
+        rtol: tolerance relative to ``||Y||_F``.
+        atol: absolute tolerance.
+
+    Returns:
+        ``(threshold, Y_squares, bail, last, best, updates, taken, again, status, counts)``, see `finish_chunk`; the
+        integers that it writes are 0.
+    """
+    Y_norms = norms(Y).expand(len(bail))
+    tolerance = tolerances(Y_norms, rtol, atol)
+    threshold = tolerance.square()
+    if Y.dtype == torch.float64:
+        threshold = torch.where((tolerance > 0) & (threshold < SMALLEST_SQUARE), -1.0, threshold)
+    state = (threshold, Y_norms.square(), *(t.clone() for t in (bail, last, best)))
+    zeros = (torch.zeros_like(status) for _ in range(3))
+    return *state, *zeros, status.clone(), status.new_zeros(2)
 
 
 def finish_chunk(

@@ -1,4 +1,4 @@
-"""The contract under every solver, on each implementation: `heavy_ball_advance` and `finish_chunk`."""
+"""The contract under every solver, on each implementation: `heavy_ball_advance`, `start_run` and `finish_chunk`."""
 
 from __future__ import annotations
 
@@ -284,3 +284,58 @@ def test_finish_chunk_is_one_function(data):
     names = ("bail", "last", "best", "updates", "status", "again", "counts")
     for name, a, b in zip(names, reference, native, strict=True):
         assert torch.equal(a.nan_to_num(-3.0), b.nan_to_num(-3.0)), name
+
+
+START = {"reference": _reference.start_run, "cpu": torch.ops.matconv_fast.start_run}
+START_NAMES = (
+    "threshold", "Y_squares", "bail", "last", "best", "updates", "taken", "again", "status", "counts",
+)  # fmt: skip
+
+
+def started(implementation, Y, batch=1, rtol=1e-3, atol=0.0):
+    before = [torch.full((batch,), v, dtype=torch.float64) for v in (4.0, 5.0, NAN)]
+    status = torch.arange(batch) - 1
+    found = implementation(Y, *before, status, rtol, atol)
+    for old, new in zip((*before, status), (*found[2:5], found[8]), strict=True):
+        assert new.data_ptr() != old.data_ptr()  # what an earlier run left stays as it is
+    return dict(zip(START_NAMES, found, strict=True))
+
+
+@pytest.mark.parametrize("implementation", START)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_start_run_begins_where_the_state_was(implementation, dtype):
+    Y = torch.tensor([[3.0, 0.0], [0.0, 4.0]], dtype=dtype).expand(2, 2, 2)
+    run = started(START[implementation], Y, 2, rtol=0.1, atol=0.25)
+    assert {name: t.dtype for name, t in run.items()} == dict.fromkeys(START_NAMES[:5], torch.float64) | dict.fromkeys(
+        START_NAMES[5:], torch.int64
+    )
+    torch.testing.assert_close(run["threshold"], torch.tensor([0.25, 0.25]).double())
+    torch.testing.assert_close(run["Y_squares"], torch.tensor([25.0, 25.0]).double())
+    assert [run[name].tolist() for name in ("bail", "last", "status")] == [[4.0] * 2, [5.0] * 2, [-1, 0]]
+    assert run["best"].isnan().all()
+    assert [run[name].tolist() for name in ("updates", "taken", "again", "counts")] == [[0, 0]] * 4
+    assert started(START[implementation], Y, 2, rtol=0.1, atol=0.6)["threshold"].tolist() == [0.36] * 2
+
+
+@pytest.mark.parametrize("size", [(1, 3, 5), (4, 3, 5), (4, 0, 5), (1, 200, 401), (3, 150, 300)])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-170, 1e200, INF, NAN])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_start_run_is_one_function(size, scale, dtype, generator):
+    Y = (scale * torch.rand(size, generator=generator, dtype=torch.float64)).to(dtype)
+    for strided in (Y, Y.mT.contiguous().mT):
+        for rtol, atol in ((1e-3, 0.0), (0.0, 0.0), (1e-3, 1e-160)):
+            reference, native = (
+                started(f, strided, 4 if size[0] == 1 else size[0], rtol, atol) for f in START.values()
+            )
+            for name in START_NAMES:
+                torch.testing.assert_close(native[name], reference[name], rtol=1e-13, atol=0, equal_nan=True)
+
+
+def test_the_norm_of_Y_does_not_depend_on_the_threads(generator):
+    Y = torch.rand(1, 300, 500, generator=generator)
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        found.append(started(START["cpu"], Y)["Y_squares"])
+    torch.set_num_threads(threads)
+    assert torch.equal(*found)

@@ -49,6 +49,7 @@ def samples(name, kind):
         "heavy_ball_step_": [(X, V, M, Y, 0.1, 0.9, 0), (X[0], V[0], M[0], Y[0], 0.1, 0.9, 2)],
         "heavy_ball_advance": [(X, V, M, Y, vector(0.1), vector(0.9), *chunk, *tail)],
         "adam_advance": [(X, V, second, vector(0.0), M, Y, vector(0.1), 0.9, 0.999, 1e-8, *chunk, *tail)],
+        "start_run": [(Y, *(vector(v) for v in (1.0, 2.0, 3.0)), vector(-1, torch.int64), 1e-3, 0.0)],
         "finish_chunk": [
             (
                 torch.rand(2, 4).double(), vector(3, torch.int64), vector(0.1), vector(1.0), vector(10.0), vector(1.0),
@@ -66,6 +67,7 @@ NAMES = [
     "heavy_ball_step_",
     "heavy_ball_advance",
     "adam_advance",
+    "start_run",
     "finish_chunk",
 ]
 

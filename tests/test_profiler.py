@@ -98,9 +98,12 @@ def test_the_operators_of_a_solve_show_inside_their_phases(force, traced):
     for solver, state in ((mcf.HeavyBall(0.1), 2), (mcf.Adam(), 3)):
         events = traced(lambda solver=solver: mcf.solve(M, solver=solver, max_iters=20, rtol=0.0))
         name = "heavy_ball" if state == 2 else "adam"
-        for operator, phase in ((f"{name}_advance", "advance"), ("finish_chunk", "reduce")):
+        # the first look, and one chunk
+        for operator, phase, calls in (
+            ("start_run", "prepare", 1), (f"{name}_advance", "advance", 2), ("finish_chunk", "reduce", 2),
+        ):  # fmt: skip
             found = named(events, f"matconv_fast::{operator}")
-            assert len(found) == 2  # the first look, and one chunk
+            assert len(found) == calls
             for event in found:
                 assert any(inside(event, outer) for outer in named(events, f"matconv_fast.solve.{phase}"))
         (_, advance) = named(events, f"matconv_fast::{name}_advance")

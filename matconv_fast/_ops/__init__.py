@@ -6,7 +6,7 @@ and a CPU without the extension, gets the PyTorch reference through the composit
 
 from . import backend
 from .advance import advance
-from .chunk import finish_chunk
+from .chunk import finish_chunk, start_run
 from .distance import distance, kernel_distance
 from .losses import kernel_residual_loss, loss_and_gradient, residual_loss
 from .step import heavy_ball_step, heavy_ball_step_, traced_step_
@@ -24,5 +24,6 @@ __all__ = [
     "kernel_residual_loss",
     "loss_and_gradient",
     "residual_loss",
+    "start_run",
     "traced_step_",
 ]

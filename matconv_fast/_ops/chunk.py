@@ -1,4 +1,7 @@
-"""``matconv_fast::finish_chunk``: the judgement after every chunk of iterations, in one call."""
+"""``matconv_fast::start_run`` and ``finish_chunk``: what a run is judged by, and the judgement after every chunk.
+
+Each is one call where PyTorch takes a dozen or two, which a solve of a few thousand small iterations would wait for.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,14 @@ _library.define(
     "finish_chunk(Tensor sums, Tensor taken, Tensor threshold, Tensor Y_squares, Tensor(a!) bail, Tensor(b!) last, "
     "Tensor(c!) best, Tensor(d!) updates, Tensor(e!) status, Tensor(f!) again, Tensor(g!) counts) -> ()"
 )
+_library.define(
+    "start_run(Tensor Y, Tensor bail, Tensor last, Tensor best, Tensor status, float rtol, float atol) -> ("
+    + ", ".join(["Tensor"] * 10)
+    + ")"
+)
+_library.impl("start_run", _reference.start_run, "CompositeExplicitAutograd")
 _library.impl("finish_chunk", _reference.finish_chunk, "CompositeExplicitAutograd")
+torch.library.register_fake("matconv_fast::start_run", _reference.start_run, lib=_library)
 torch.library.register_fake("matconv_fast::finish_chunk", lambda *args: None, lib=_library)
 _CODES = {name: getattr(_reference, name) for name in ("RUNNING", "CONVERGED", "DIVERGED", "NONFINITE")}
 
@@ -24,7 +34,15 @@ def _launch(*tensors: Tensor) -> None:
 
 _triton = backend.on_its_device(_launch, _reference.finish_chunk)
 _library.impl("finish_chunk", _triton, "CUDA")
-_KERNEL = torch.ops.matconv_fast.finish_chunk.default
+_START, _FINISH = torch.ops.matconv_fast.start_run.default, torch.ops.matconv_fast.finish_chunk.default
+
+
+def start_run(
+    Y: Tensor, bail: Tensor, last: Tensor, best: Tensor, status: Tensor, rtol: float, atol: float
+) -> tuple[Tensor, ...]:
+    """See ``_reference.start_run``."""
+    kernel = _START if backend.path(Y.device.type) == "cpu" else _reference.start_run
+    return kernel(Y, bail, last, best, status, rtol, atol)
 
 
 def finish_chunk(*tensors: Tensor) -> None:
@@ -32,4 +50,4 @@ def finish_chunk(*tensors: Tensor) -> None:
     if backend.path(tensors[0].device.type) == "reference" or tensors[0].shape[0] == 0:
         _reference.finish_chunk(*tensors)
     else:
-        backend.call(_KERNEL, _triton, *tensors)
+        backend.call(_FINISH, _triton, *tensors)

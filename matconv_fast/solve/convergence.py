@@ -1,10 +1,11 @@
-"""Tolerances, and stagnation; the stop at a tolerance itself is `finish_chunk`, an operator."""
+"""Tolerances, and stagnation; the stop at a tolerance itself is `start_run` and `finish_chunk`, two operators."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from .. import _reference
 from .options import Options
 from .problem import Problem
 
@@ -15,25 +16,10 @@ FLOOR_UNITS = 1_000
 # An explicit patience asks for this much progress, in ||R||; without one, any progress beyond rounding will do.
 PROGRESS = 0.01
 
-# The smallest square that is still a normal float64: tolerances below its root cannot be tested for.
-SMALLEST_SQUARE = 2.3e-308
 
-
-def tolerance(problem: Problem, options: Options, Y_norm: Tensor) -> Tensor:
+def tolerance(problem: Problem, options: Options) -> Tensor:
     """``max(atol, rtol ||Y||_F)`` of each problem, ``[B]`` float64."""
-    relative = options.relative(problem.input_dtype) * Y_norm
-    return relative.clamp_(min=options.atol) if options.atol > 0 else relative
-
-
-def threshold(problem: Problem, tolerance: Tensor) -> Tensor:
-    """The tolerance on the sum of squares; -1, which nothing meets, where a tolerance above 0 has no square.
-
-    That matters in float64 alone: any float32 but 0 has a square in float64, so there a sum of 0 means equality.
-    """
-    square = tolerance.square()
-    if problem.dtype != torch.float64:
-        return square
-    return torch.where((tolerance > 0) & (square < SMALLEST_SQUARE), -1.0, square)
+    return _reference.tolerances(problem.Y_norm(), options.relative(problem.input_dtype), options.atol)
 
 
 def stagnated(problem: Problem, X: Tensor, sums: Tensor, best: Tensor, mark: Tensor, explicit: bool) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _reference
 from . import convergence, spectrum
 from .heavy_ball import HeavyBall
 from .loop import State
@@ -16,7 +17,7 @@ from .status import Status
 def explain(problem: Problem, state: State, options: Options, index: int) -> str:
     """One problem's outcome in a sentence or two, with what to do about it."""
     status, iterations = Status(int(state.status[index])), int(state.iterations[index])
-    tolerance = float(convergence.tolerance(problem, options, problem.Y_norm())[index])
+    tolerance = float(convergence.tolerance(problem, options)[index])
     reached = f"||R||_F = {float(state.sums[index]) ** 0.5:.3g} after {iterations} iterations"
     if status is Status.CONVERGED:
         return f"converged: {reached}, within the tolerance {tolerance:.3g}"
@@ -58,7 +59,7 @@ def _nonfinite(problem: Problem, state: State, index: int) -> str:
 
 
 def _untestable(tolerance: float) -> str:
-    if not (tolerance > 0 and tolerance**2 < convergence.SMALLEST_SQUARE):
+    if not (tolerance > 0 and tolerance**2 < _reference.SMALLEST_SQUARE):
         return ""
     return "the square of that tolerance underflows float64, so it cannot be tested for: scale Y up"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _reference
-from .._ops import finish_chunk
+from .._ops import finish_chunk, start_run
 from . import convergence, saved
 from .flags import Flags
 from .graph import Replayed
@@ -133,19 +133,19 @@ class _Run:
         self.phase = Phases(problem, solver, start.X)
         with self.phase("prepare"):
             self.prepared = self.phase.prepared = solver.prepare(problem)
+            (
+                self.threshold, self.Y_squares, self.bail, self.last, self.best, self.updates, self.taken, self.again,
+                self.status, self.counts,
+            ) = start_run(
+                problem.Y, start.bail, start.sums, start.best, start.status, options.relative(problem.input_dtype),
+                options.atol,
+            )  # fmt: skip
         self.state = [t.clone() for t in (start.X, *start.buffers)]
         replays = options.limit and not self.prepared.way.exact
         self.snapshot = [torch.empty_like(t) for t in self.state] if replays else []
         keeps = self.prepared.way.keeps_residual
         held = problem.dtype if problem.M is None else problem.Y.dtype  # what it is multiplied in
         self.R = problem.Y.new_empty((batch, problem.m, problem.p), dtype=held) if keeps else None
-        Y_norm = problem.Y_norm()
-        self.threshold = convergence.threshold(problem, convergence.tolerance(problem, options, Y_norm))
-        self.Y_squares = Y_norm.square()
-        self.bail, self.last, self.best = torch.stack((start.bail, start.sums, start.best)).unbind()
-        self.updates, self.taken, self.again = torch.zeros((3, batch), dtype=torch.int64, device=device).unbind()
-        self.status = start.status.clone()
-        self.counts = torch.zeros(2, dtype=torch.int64, device=device)
         self.flags = Flags(device)
         self.replayed: dict[int, tuple[Tensor, Replayed]] = {}
 

@@ -167,14 +167,8 @@ class Problem:
         return _reference.gradient_scale(self.loss, self.m * self.p)
 
     def Y_norm(self) -> Tensor:
-        """``||Y||_F``, ``[B]`` float64; scaled where the squares of a float64 could under- or overflow."""
-        Y = self.Y
-        if self.dtype != torch.float64 or 0 in Y.shape:
-            norm = torch.linalg.vector_norm(Y, dim=(-2, -1), dtype=torch.float64)
-        else:
-            largest = Y.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(Y.dtype).tiny)
-            norm = (largest * torch.linalg.vector_norm(Y / largest, dim=(-2, -1), keepdim=True)).view(-1)
-        return norm if len(norm) == self.size else norm.expand(self.size)
+        """``||Y||_F``, ``[B]`` float64."""
+        return _reference.norms(self.Y).expand(self.size)
 
     def start(self, X0: Tensor | None) -> Tensor:
         """A fresh ``[B, m, n]`` to iterate on: X0 in the user's orientation, or zeros."""

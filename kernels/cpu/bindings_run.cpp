@@ -1,0 +1,130 @@
+// What a run of chunks is judged by, and the judgement of each; contracts in matconv_fast/_reference.py, start_run and
+// finish_chunk.
+#include <tuple>
+#include <vector>
+
+#include "bindings.h"
+#include "finish_chunk.h"
+
+namespace mcf {
+namespace {
+
+// The smallest square that is a normal number, as in the reference.
+constexpr double kSmallestSquare = 2.3e-308;
+
+// f(block of Y, elements, the problem's factor) of every block, and combine of those of each problem, in their order.
+// Denormal numbers count, other than in an iteration.
+template <typename T, typename F, typename Combine>
+std::vector<double> over_blocks(const Tensor& Y, const std::vector<double>& factors, const F& f,
+                                const Combine& combine) {
+  const int64_t problems = Y.size(0), elements = problems ? Y.numel() / problems : 0;
+  const int64_t blocks = std::max<int64_t>(1, (elements + kSweep - 1) / kSweep);
+  std::vector<double> partial(problems * blocks), found(problems);
+  const int64_t grain = std::max<int64_t>(1, kSweep / std::max<int64_t>(1, elements));
+  for_range(problems * blocks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / blocks, first = i % blocks * kSweep;
+      partial[i] = f(read<T>(Y) + b * elements + first, std::min(kSweep, elements - first), factors[b]);
+    }
+  });
+  for (int64_t b = 0; b < problems; ++b) {
+    found[b] = partial[b * blocks];
+    for (int64_t i = 1; i < blocks; ++i) found[b] = combine(found[b], partial[b * blocks + i]);
+  }
+  return found;
+}
+
+// The sum of squares of factor Y. Eight sums, so that none waits for the one before.
+template <typename T>
+double squares_of(const T* Y, int64_t elements, double factor) {
+  double sums[8] = {};
+  const auto add = [&](int64_t k, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const double y = factor * static_cast<double>(Y[k + i]);
+      sums[i] += y * y;
+    }
+  };
+  int64_t k = 0;
+  for (; k + 8 <= elements; k += 8) add(k, 8);
+  add(k, elements - k);
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+// ||Y||_F of each problem; float64 is scaled by its largest element, so that no square under- or overflows.
+template <typename T>
+std::vector<double> norms(const Tensor& Y) {
+  std::vector<double> scales(Y.size(0), 1.0), inverse = scales;
+  if (sizeof(T) == 8) {
+    const auto larger = [](double a, double b) { return a > b ? a : b; };  // a NaN shows in the sum
+    scales = over_blocks<T>(
+        Y, scales,
+        [&](const T* y, int64_t elements, double) {
+          double largest = std::numeric_limits<double>::min();
+          for (int64_t k = 0; k < elements; ++k) largest = larger(std::fabs(y[k]), largest);
+          return largest;
+        },
+        larger);
+    for (size_t b = 0; b < scales.size(); ++b) inverse[b] = 1 / scales[b];
+  }
+  std::vector<double> found = over_blocks<T>(Y, inverse, squares_of<T>, [](double a, double b) { return a + b; });
+  for (size_t b = 0; b < found.size(); ++b) found[b] = scales[b] * std::sqrt(found[b]);
+  return found;
+}
+
+typedef std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> Run;
+
+Run start_run(const Tensor any_Y, const Tensor bail, const Tensor last, const Tensor best, const Tensor status,
+              double rtol, double atol) {
+  const int64_t batch = status.size(0);
+  for (const Tensor* t : {&bail, &last, &best}) check(*t, ScalarType::Double, batch, "start_run");
+  check(status, ScalarType::Long, batch, "start_run");
+  STD_TORCH_CHECK(any_Y.is_cpu() && any_Y.dim() == 3 && (any_Y.size(0) == 1 || any_Y.size(0) == batch),
+                  "start_run: Y must be [1 or B, m, p] on the CPU");
+  const Tensor Y = readable(any_Y);
+  std::vector<double> norm;
+  with_dtype(Y.scalar_type(), "start_run", [&](auto zero) { norm = norms<decltype(zero)>(Y); });
+
+  const auto doubles = [&] { return empty_values(last, true, batch); };
+  const auto integers = [&](int64_t size) { return empty_values(status, true, size); };
+  const auto copy = [&](const Tensor& t) {
+    const Tensor made = empty_values(t, true, batch);
+    std::copy_n(read<int64_t>(t), batch, write<int64_t>(made));  // 8 bytes each, whatever they are
+    return made;
+  };
+  const auto zeros = [&](int64_t size) {
+    const Tensor made = integers(size);
+    std::fill_n(write<int64_t>(made), size, 0);
+    return made;
+  };
+  const Tensor threshold = doubles(), Y_squares = doubles();
+  for (int64_t b = 0; b < batch; ++b) {
+    const double y = norm[Y.size(0) > 1 ? b : 0], relative = rtol * y;
+    const double tolerance = relative < atol ? atol : relative, square = tolerance * tolerance;
+    const bool lost = Y.scalar_type() == ScalarType::Double && tolerance > 0 && square < kSmallestSquare;
+    write<double>(threshold)[b] = lost ? -1 : square;
+    write<double>(Y_squares)[b] = y * y;
+  }
+  return {threshold,    Y_squares,    copy(bail),   copy(last),   copy(best),
+          zeros(batch), zeros(batch), zeros(batch), copy(status), zeros(2)};
+}
+
+void finish_chunk_op(const Tensor sums, const Tensor taken, const Tensor threshold, const Tensor Y_squares,
+                     const Tensor bail, const Tensor last, const Tensor best, const Tensor updates, const Tensor status,
+                     const Tensor again, const Tensor counts) {
+  const int64_t batch = sums.size(0);
+  for (const Tensor* t : {&sums, &threshold, &Y_squares, &bail, &last, &best})
+    check(*t, ScalarType::Double, batch, "finish_chunk");
+  for (const Tensor* t : {&taken, &updates, &status, &again}) check(*t, ScalarType::Long, batch, "finish_chunk");
+  check(counts, ScalarType::Long, 2, "finish_chunk");
+  finish_chunk({batch, sums.size(1), read<double>(sums), read<int64_t>(taken), read<double>(threshold),
+                read<double>(Y_squares), write<double>(bail), write<double>(last), write<double>(best),
+                write<int64_t>(updates), write<int64_t>(status), write<int64_t>(again), write<int64_t>(counts)});
+}
+
+}  // namespace
+}  // namespace mcf
+
+STABLE_TORCH_LIBRARY_IMPL(matconv_fast, CPU, m) {
+  m.impl("start_run", TORCH_BOX(&mcf::start_run));
+  m.impl("finish_chunk", TORCH_BOX(&mcf::finish_chunk_op));
+}
