@@ -8,8 +8,8 @@
 namespace mcf {
 namespace MCF_ISA {
 
-// Rows of the largest register block of NV vectors: 8 x 1 or 6 x 2 accumulators of AVX2's 16 registers, 12 x 1 or 12 x
-// 2 of AVX-512's 32. Twelve rows of one vector take as long on AVX2, and a fifth more to compile.
+// Rows of the largest register block of NV vectors: 8 x 1 or 6 x 2 accumulators of AVX2's 16 registers, 12 x 2 of
+// AVX-512's 32. Twelve rows of one vector take as long on AVX2, and a fifth more to compile.
 constexpr int max_rows(int NV) { return MCF_VECTOR_BYTES == 64 ? 12 : NV == 1 ? 8 : 6; }
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
