@@ -309,3 +309,22 @@ def finish_chunk(
     status.copy_(torch.where(running, code, status))
     counts[0] = (status == RUNNING).sum()
     counts[1] = again.amax() if batch else -1
+
+
+def loss_history(
+    sums: Tensor, updates: Tensor, begin: int, every: int, loss: int, elements: int, dtype: torch.dtype
+) -> Tensor:
+    """Losses ``[B, H]`` after ``begin``, ``begin + every``, ... updates; NaN past the end of a problem.
+
+    Args:
+        sums: ``[B, H]`` float64, of those iterates.
+        updates: ``[B]`` int64, made by each problem in all.
+        begin: updates before the first.
+        every: updates from one to the next, at least 1.
+        loss: the index of one of `LOSSES`.
+        elements: of a residual.
+        dtype: of the losses.
+    """
+    made = begin + every * torch.arange(sums.shape[1], device=sums.device)
+    visited = torch.where(made <= updates[:, None], sums, torch.nan)
+    return loss_of_sums(visited, LOSSES[loss], elements).to(dtype)

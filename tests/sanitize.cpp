@@ -293,10 +293,12 @@ void chunks() {
     const int64_t batch = draw(0, 5), columns = draw(1, 6);
     const std::vector<double> sums = random<double>(batch * columns), Y(batch, 1.0), threshold(batch, -0.9);
     std::vector<double> bail(batch, 0.9), last(batch), best(batch, NAN);
-    std::vector<int64_t> taken(batch), updates(batch), status(batch, -1), again(batch), counts(2);
+    std::vector<int64_t> taken(batch), updates(batch), status(batch, -1), again(batch);
     for (int64_t& t : taken) t = draw(0, columns - 1);
-    mcf::finish_chunk({batch, columns, sums.data(), taken.data(), threshold.data(), Y.data(), bail.data(), last.data(),
-                       best.data(), updates.data(), status.data(), again.data(), counts.data()});
+    const mcf::FinishChunk chunk = {columns,        sums.data(),   taken.data(), threshold.data(),
+                                    Y.data(),       bail.data(),   last.data(),  best.data(),
+                                    updates.data(), status.data(), again.data()};
+    mcf::finish_chunk(chunk, 0, batch / 2), mcf::finish_chunk(chunk, batch / 2, batch);
     for (int64_t b = 0; b < batch; ++b) expect(updates[b] <= taken[b] && again[b] < taken[b], "chunk", "", batch, 0, 0);
   }
 }

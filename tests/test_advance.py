@@ -1,4 +1,4 @@
-"""The contract under every solver, on each implementation: `heavy_ball_advance`, `start_run` and `finish_chunk`."""
+"""The contract under every solver, on each implementation: `heavy_ball_advance`, and what goes around it."""
 
 from __future__ import annotations
 
@@ -329,6 +329,24 @@ def test_start_run_is_one_function(size, scale, dtype, generator):
             )
             for name in START_NAMES:
                 torch.testing.assert_close(native[name], reference[name], rtol=1e-13, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", _reference.LOSSES)
+@pytest.mark.parametrize(
+    ("begin", "every", "updates"), [(0, 1, [7]), (0, 1, [3, 0, 7, 6]), (6, 3, [15, 8, 2, 12]), (0, 1, [5] * 20_000)]
+)
+def test_loss_history_is_one_function(begin, every, updates, loss, dtype, generator):
+    entries = (max(updates) - begin) // every + 1
+    sums = torch.rand(len(updates), entries, generator=generator, dtype=torch.float64)
+    arguments = torch.tensor(updates), begin, every, _reference.LOSSES.index(loss), 12, dtype
+    expected = _reference.loss_history(sums, *arguments)
+    for same in (sums, sums.mT.contiguous().mT, sums.repeat_interleave(3, 1)[:, ::3]):
+        found = torch.ops.matconv_fast.loss_history(same, *arguments)
+        assert found.is_contiguous()
+        torch.testing.assert_close(found, expected, rtol=1e-15, atol=0, equal_nan=True)
+    visited = [max((count - begin) // every + 1, 0) for count in updates]
+    assert (~expected.isnan()).sum(1).tolist() == visited
 
 
 def test_the_norm_of_Y_does_not_depend_on_the_threads(generator):

@@ -40,6 +40,7 @@ def samples(name, kind):
     chunk = (
         vector(3, torch.int64), vector(-1.0), vector(torch.inf), torch.zeros(2, 4).double(), vector(0, torch.int64),
     )  # fmt: skip
+    sums = matrix("compact" if kind == "empty" else kind, 1, 2, 4)[0]
     # lockstep; without a residual that is kept from call to call
     tail = (None, 0, 0)
     return {
@@ -50,6 +51,10 @@ def samples(name, kind):
         "heavy_ball_advance": [(X, V, M, Y, vector(0.1), vector(0.9), *chunk, *tail)],
         "adam_advance": [(X, V, second, vector(0.0), M, Y, vector(0.1), 0.9, 0.999, 1e-8, *chunk, *tail)],
         "start_run": [(Y, *(vector(v) for v in (1.0, 2.0, 3.0)), vector(-1, torch.int64), 1e-3, 0.0)],
+        "loss_history": [
+            (sums, torch.tensor([3, 4]), 0, 1, 0, 12, torch.float32),
+            (sums, torch.tensor([14, 15]), 5, 3, 2, 12, torch.float64),
+        ],
         "finish_chunk": [
             (
                 torch.rand(2, 4).double(), vector(3, torch.int64), vector(0.1), vector(1.0), vector(10.0), vector(1.0),
@@ -68,6 +73,7 @@ NAMES = [
     "heavy_ball_advance",
     "adam_advance",
     "start_run",
+    "loss_history",
     "finish_chunk",
 ]
 

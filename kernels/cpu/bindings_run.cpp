@@ -1,5 +1,5 @@
-// What a run of chunks is judged by, and the judgement of each; contracts in matconv_fast/_reference.py, start_run and
-// finish_chunk.
+// What a run of chunks is judged by, the judgement of each, and the losses at the end; contracts in
+// matconv_fast/_reference.py, start_run, finish_chunk and loss_history.
 #include <tuple>
 #include <vector>
 
@@ -12,6 +12,9 @@ namespace {
 // The smallest square that is a normal number, as in the reference.
 constexpr double kSmallestSquare = 2.3e-308;
 
+// Problems with a block's elements between them.
+int64_t rows_in_block(int64_t columns) { return std::max<int64_t>(1, kSweep / std::max<int64_t>(1, columns)); }
+
 // f(block of Y, elements, the problem's factor) of every block, and combine of those of each problem, in their order.
 // Denormal numbers count, other than in an iteration.
 template <typename T, typename F, typename Combine>
@@ -20,8 +23,7 @@ std::vector<double> over_blocks(const Tensor& Y, const std::vector<double>& fact
   const int64_t problems = Y.size(0), elements = problems ? Y.numel() / problems : 0;
   const int64_t blocks = std::max<int64_t>(1, (elements + kSweep - 1) / kSweep);
   std::vector<double> partial(problems * blocks), found(problems);
-  const int64_t grain = std::max<int64_t>(1, kSweep / std::max<int64_t>(1, elements));
-  for_range(problems * blocks, grain, [&](int64_t begin, int64_t end) {
+  for_range(problems * blocks, rows_in_block(elements), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / blocks, first = i % blocks * kSweep;
       partial[i] = f(read<T>(Y) + b * elements + first, std::min(kSweep, elements - first), factors[b]);
@@ -116,9 +118,47 @@ void finish_chunk_op(const Tensor sums, const Tensor taken, const Tensor thresho
     check(*t, ScalarType::Double, batch, "finish_chunk");
   for (const Tensor* t : {&taken, &updates, &status, &again}) check(*t, ScalarType::Long, batch, "finish_chunk");
   check(counts, ScalarType::Long, 2, "finish_chunk");
-  finish_chunk({batch, sums.size(1), read<double>(sums), read<int64_t>(taken), read<double>(threshold),
-                read<double>(Y_squares), write<double>(bail), write<double>(last), write<double>(best),
-                write<int64_t>(updates), write<int64_t>(status), write<int64_t>(again), write<int64_t>(counts)});
+  const FinishChunk chunk = {
+      sums.size(1),         read<double>(sums),  read<int64_t>(taken), read<double>(threshold), read<double>(Y_squares),
+      write<double>(bail),  write<double>(last), write<double>(best),  write<int64_t>(updates), write<int64_t>(status),
+      write<int64_t>(again)};
+  const int64_t rows = rows_in_block(chunk.columns), blocks = parts_of(batch, rows);
+  std::vector<Counts> found(blocks);
+  for_range(blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) found[i] = finish_chunk(chunk, i * rows, std::min(batch, (i + 1) * rows));
+  });
+  Counts all = {0, -1};
+  for (const Counts& some : found) all = {all.running + some.running, std::max(all.longest, some.longest)};
+  write<int64_t>(counts)[0] = all.running, write<int64_t>(counts)[1] = all.longest;
+}
+
+template <typename T>
+void write_losses(const Tensor& sums, const Tensor& updates, int64_t begin, int64_t every, int64_t loss,
+                  int64_t elements, const Tensor& losses) {
+  const int64_t batch = losses.size(0), entries = losses.size(1), step = sums.stride(1), rows = rows_in_block(entries);
+  for_range(parts_of(batch, rows), 1, [&](int64_t first, int64_t last) {
+    for (int64_t b = first * rows; b < std::min(batch, last * rows); ++b) {
+      const double* from = read<double>(sums) + b * sums.stride(0);
+      T* to = write<T>(losses) + b * entries;
+      const int64_t more = read<int64_t>(updates)[b] - begin;
+      const int64_t visited = more < 0 ? 0 : std::min(entries, more / every + 1);
+      for (int64_t j = 0; j < visited; ++j) to[j] = static_cast<T>(loss_of(from[j * step], loss, elements));
+      std::fill(to + visited, to + entries, std::numeric_limits<T>::quiet_NaN());
+    }
+  });
+}
+
+Tensor loss_history(const Tensor sums, const Tensor updates, int64_t begin, int64_t every, int64_t loss,
+                    int64_t elements, ScalarType dtype) {
+  const int64_t batch = updates.size(0);
+  check(updates, ScalarType::Long, batch, "loss_history");
+  STD_TORCH_CHECK(sums.is_cpu() && sums.scalar_type() == ScalarType::Double && sums.dim() == 2 &&
+                      sums.size(0) == batch && every > 0,
+                  "loss_history: sums must be [B, H] in float64 on the CPU, and every above 0");
+  const Tensor losses = torch::stable::new_empty(sums, {batch, sums.size(1)}, dtype);
+  with_dtype(dtype, "loss_history",
+             [&](auto zero) { write_losses<decltype(zero)>(sums, updates, begin, every, loss, elements, losses); });
+  return losses;
 }
 
 }  // namespace
@@ -127,4 +167,5 @@ void finish_chunk_op(const Tensor sums, const Tensor taken, const Tensor thresho
 STABLE_TORCH_LIBRARY_IMPL(matconv_fast, CPU, m) {
   m.impl("start_run", TORCH_BOX(&mcf::start_run));
   m.impl("finish_chunk", TORCH_BOX(&mcf::finish_chunk_op));
+  m.impl("loss_history", TORCH_BOX(&mcf::loss_history));
 }

@@ -19,9 +19,9 @@ Code judge(double sum, double threshold, double bail) {
 
 }  // namespace
 
-void finish_chunk(const FinishChunk& q) {
-  int64_t running = 0, longest = -1;
-  for (int64_t b = 0; b < q.batch; ++b) {
+Counts finish_chunk(const FinishChunk& q, int64_t begin, int64_t end) {
+  Counts counts = {0, -1};
+  for (int64_t b = begin; b < end; ++b) {
     q.again[b] = -1;
     if (q.status[b] != kRunning) continue;
     const double* sums = q.sums + b * q.columns;
@@ -33,23 +33,22 @@ void finish_chunk(const FinishChunk& q) {
     // and is never the lowest
     const double threshold = q.threshold[b], bail = q.bail[b];
     double lowest = std::numeric_limits<double>::infinity();
-    int64_t end = 0;
-    for (;; ++end) {
-      lowest = sums[end] < lowest ? sums[end] : lowest;
-      if (end == q.taken[b] || sums[end] <= threshold || !(sums[end] <= bail)) break;
+    int64_t stop = 0;
+    for (;; ++stop) {
+      lowest = sums[stop] < lowest ? sums[stop] : lowest;
+      if (stop == q.taken[b] || sums[stop] <= threshold || !(sums[stop] <= bail)) break;
     }
-    Code code = judge(sums[end], threshold, bail);
+    Code code = judge(sums[stop], threshold, bail);
     if (starts && !std::isfinite(sums[0])) code = kNonFinite;
-    if (end < q.taken[b]) q.again[b] = end;
-    q.last[b] = sums[end];
+    if (stop < q.taken[b]) q.again[b] = stop;
+    q.last[b] = sums[stop];
     q.best[b] = std::fmin(q.best[b], lowest);
-    q.updates[b] += end;
+    q.updates[b] += stop;
     q.status[b] = code;
-    running += code == kRunning;
-    longest = std::max(longest, q.again[b]);
+    counts.running += code == kRunning;
+    counts.longest = std::max(counts.longest, q.again[b]);
   }
-  q.counts[0] = running;
-  q.counts[1] = longest;
+  return counts;
 }
 
 }  // namespace mcf

@@ -6,7 +6,7 @@ and a CPU without the extension, gets the PyTorch reference through the composit
 
 from . import backend
 from .advance import advance
-from .chunk import finish_chunk, start_run
+from .chunk import finish_chunk, loss_history, start_run
 from .distance import distance, kernel_distance
 from .losses import kernel_residual_loss, loss_and_gradient, residual_loss
 from .step import heavy_ball_step, heavy_ball_step_, traced_step_
@@ -23,6 +23,7 @@ __all__ = [
     "kernel_distance",
     "kernel_residual_loss",
     "loss_and_gradient",
+    "loss_history",
     "residual_loss",
     "start_run",
     "traced_step_",

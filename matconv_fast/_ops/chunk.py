@@ -1,6 +1,6 @@
-"""``matconv_fast::start_run`` and ``finish_chunk``: what a run is judged by, and the judgement after every chunk.
+"""``matconv_fast::start_run``, ``finish_chunk`` and ``loss_history``: a run before, between and after its chunks.
 
-Each is one call where PyTorch takes a dozen or two, which a solve of a few thousand small iterations would wait for.
+Each is one call where PyTorch takes up to two dozen, which a solve of a few thousand small iterations would wait for.
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ _library.define(
     + ", ".join(["Tensor"] * 10)
     + ")"
 )
-_library.impl("start_run", _reference.start_run, "CompositeExplicitAutograd")
-_library.impl("finish_chunk", _reference.finish_chunk, "CompositeExplicitAutograd")
+_library.define(
+    "loss_history(Tensor sums, Tensor updates, int begin, int every, int loss, int elements, ScalarType dtype) "
+    "-> Tensor"
+)
+for _name in ("start_run", "finish_chunk", "loss_history"):
+    _library.impl(_name, getattr(_reference, _name), "CompositeExplicitAutograd")
 torch.library.register_fake("matconv_fast::start_run", _reference.start_run, lib=_library)
 torch.library.register_fake("matconv_fast::finish_chunk", lambda *args: None, lib=_library)
+torch.library.register_fake("matconv_fast::loss_history", _reference.loss_history, lib=_library)
 _CODES = {name: getattr(_reference, name) for name in ("RUNNING", "CONVERGED", "DIVERGED", "NONFINITE")}
 
 
@@ -34,7 +39,9 @@ def _launch(*tensors: Tensor) -> None:
 
 _triton = backend.on_its_device(_launch, _reference.finish_chunk)
 _library.impl("finish_chunk", _triton, "CUDA")
-_START, _FINISH = torch.ops.matconv_fast.start_run.default, torch.ops.matconv_fast.finish_chunk.default
+_START, _FINISH, _LOSSES = (
+    getattr(torch.ops.matconv_fast, name).default for name in ("start_run", "finish_chunk", "loss_history")
+)
 
 
 def start_run(
@@ -51,3 +58,11 @@ def finish_chunk(*tensors: Tensor) -> None:
         _reference.finish_chunk(*tensors)
     else:
         backend.call(_FINISH, _triton, *tensors)
+
+
+def loss_history(
+    sums: Tensor, updates: Tensor, begin: int, every: int, loss: int, elements: int, dtype: torch.dtype
+) -> Tensor:
+    """See ``_reference.loss_history``."""
+    kernel = _LOSSES if backend.path(sums.device.type) == "cpu" else _reference.loss_history
+    return kernel(sums, updates, begin, every, loss, elements, dtype)

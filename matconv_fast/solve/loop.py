@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _reference
-from .._ops import finish_chunk, start_run
+from .._ops import finish_chunk, loss_history, start_run
 from . import convergence, saved
 from .flags import Flags
 from .graph import Replayed
@@ -93,35 +93,42 @@ class Outcome:
 
 @dataclass(eq=False)
 class _History:
-    """Sums of squares of every `every`-th iterate of a run, kept on the device in one piece a chunk."""
+    """Losses of every `every`-th iterate of a run, kept on the device in one piece a chunk."""
 
+    problem: Problem
     every: int
     pieces: list[Tensor] = field(default_factory=list)
 
-    def add(self, sums: Tensor, done: int) -> None:
+    def add(self, sums: Tensor, done: int, updates: Tensor) -> None:
         """``sums[:, j]`` belongs to the iterate after ``done + j`` updates; j = 0 is known from the chunk before."""
-        if self.every:
-            first = self.every - done % self.every if done else 0
-            piece = sums[:, first :: self.every]  # a copy where it is thin: a view would keep all of sums
-            if piece.shape[1]:
-                self.pieces.append(piece if self.every == 1 else piece.clone())
+        if not self.every or not self.problem.size:
+            return
+        first = self.every - done % self.every if done else 0
+        # how far the chunk went; a GPU is not waited for
+        end = sums.shape[1] if sums.is_cuda else int(updates if self.problem.size == 1 else updates.max()) - done + 1
+        sums = sums[:, first : max(end, first) : self.every]
+        if sums.shape[1]:
+            problem = self.problem
+            self.pieces.append(
+                loss_history(
+                    sums, updates, done + first, self.every, _reference.LOSSES.index(problem.loss),
+                    problem.m * problem.p, problem.dtype,
+                )
+            )  # fmt: skip
 
-    def finish(self, problem: Problem, updates: Tensor, last: Tensor) -> Tensor:
+    def finish(self, updates: Tensor, last: Tensor) -> Tensor:
         """Losses ``[B, H]``, cut after the longest run and NaN past the end of the shorter ones.
 
         ``last``: the sums at the end, which are those at the start where no chunk was run.
         """
-        if not self.every or not problem.size:
-            return last.new_empty((problem.size, 0), dtype=problem.dtype)
+        if not self.every or not self.problem.size:
+            return last.new_empty((self.problem.size, 0), dtype=self.problem.dtype)
         if not self.pieces:
-            return problem.loss_of(last[:, None])
-        sums = self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces, 1)
-        longest = int(updates if problem.size == 1 else updates.max()) // self.every + 1
-        sums = sums[:, :longest]
-        if problem.size > 1:
-            entries = updates // self.every + 1
-            sums = torch.where(torch.arange(longest, device=sums.device) < entries[:, None], sums, torch.nan)
-        return problem.loss_of(sums)
+            return self.problem.loss_of(last[:, None])
+        losses = self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces, 1)
+        if losses.is_cuda:
+            losses = losses[:, : int(updates.max()) // self.every + 1].contiguous()
+        return losses
 
 
 class _Run:
@@ -147,6 +154,7 @@ class _Run:
         held = problem.dtype if problem.M is None else problem.Y.dtype  # what it is multiplied in
         self.R = problem.Y.new_empty((batch, problem.m, problem.p), dtype=held) if keeps else None
         self.flags = Flags(device)
+        self.room: Tensor | None = None  # that of the last chunk
         self.replayed: dict[int, tuple[Tensor, Replayed]] = {}
 
     def look(self) -> None:
@@ -183,7 +191,7 @@ class _Run:
     def run(self, steps: int) -> Tensor:
         """One chunk: each problem that is running makes `steps` updates or stops exactly where it should.
 
-        Returns the sums of the chunk.
+        Returns the sums of the chunk, which the next one writes over.
         """
         for old, state in zip(self.snapshot, self.state, strict=False):  # there may be none
             old.copy_(state)
@@ -194,9 +202,10 @@ class _Run:
             sums, replayed = self.replayed[steps]
             with self.phase("graph", sums):  # which runs the two phases of a chunk, and shows them while it captures
                 replayed()
-            sums = sums.clone()
         else:
-            sums = self._room(steps)
+            if self.room is None or self.room.shape[1] != steps + 1:
+                self.room = self._room(steps)
+            sums = self.room
             self._chunk(steps, sums)
         self.flags.send(self.counts)
         if self.snapshot:
@@ -229,7 +238,7 @@ def run(problem: Problem, solver: Solver, options: Options, start: State) -> Out
     """Iterate until every problem has stopped or made `max_iters` updates. ``start`` is left as it is."""
     work = _Run(problem, solver, options, start)
     work.look()
-    history = _History(options.record_every)
+    history = _History(problem, options.record_every)
     interval, age, done = options.stagnation_interval(problem.input_dtype), start.age, 0
     mark = start.mark if interval is None else torch.where(start.mark.isnan(), work.best, start.mark)
     chunk = min(options.check_every or work.prepared.chunk, work.prepared.chunk)
@@ -249,7 +258,9 @@ def run(problem: Problem, solver: Solver, options: Options, start: State) -> Out
             if interval is not None:
                 age %= interval
                 steps = min(steps, interval - age)
-            history.add(work.run(steps), done)
+            sums = work.run(steps)
+            with work.phase("history"):
+                history.add(sums, done, work.updates)
             done, age = done + steps, age + steps
             if interval is not None and age == interval:
                 work.stop_stagnated(mark, explicit=options.patience is not None)
@@ -262,4 +273,4 @@ def run(problem: Problem, solver: Solver, options: Options, start: State) -> Out
     X, *buffers = work.state
     end = State(X, tuple(buffers), solver, iterations, status, work.last, work.bail, work.best, mark, age)
     with work.phase("history"):  # so it does here, for the number of entries
-        return Outcome(end, history.finish(problem, work.updates, work.last))
+        return Outcome(end, history.finish(work.updates, work.last))

@@ -74,6 +74,9 @@ class Prepared:
         product = 1 if problem.M is None else 4 * problem.p
         operations = problem.size * (problem.m * problem.n * product + 200)
         chunk = max(way.least, min(CHUNK_OPERATIONS[way.path] // max(operations, 1), 1 << 16))
+        # 16 MB of sums: more than that comes fresh from the system in every solve, at 2.5 us a page
+        if way.path == "cpu":
+            chunk = min(chunk, max(64, (1 << 21) // max(problem.size, 1)))
         if way.captures:  # enough to hide what a chunk costs beside, few enough to replay soon
             chunk = min(max(chunk, LEAST_CAPTURED), MOST_CAPTURED)
         if not way.exact:  # each block of some 24 rows has a sum of its own for every iteration: 32 MB of them at most
