@@ -189,6 +189,21 @@ def test_record_every_thins_the_history(path, every):
     assert torch.equal(mcf.solve(M, None, X0, record_every=every, **options).history, full[::every])
 
 
+@pytest.mark.parametrize("every", [1, 7])
+def test_a_batch_records_what_its_problems_record_alone(path, every):
+    """They stop in different chunks, of which none begins where a record is due."""
+    M = well_conditioned(4, 3)
+    M[1] *= 0.6
+    options = {"solver": mcf.HeavyBall(0.3, 0.5), "rtol": 1e-3, "check_every": 13, "record_every": every}
+    together = mcf.solve(M, **options)
+    assert len({int(count) // 13 for count in together.iterations}) > 1
+    for b in range(3):
+        alone = mcf.solve(M[b], **options).history
+        torch.testing.assert_close(together.history[b, : len(alone)], alone)
+        assert together.history[b, len(alone) :].isnan().all()
+    assert together.history.shape[1] == int(together.iterations.max()) // every + 1
+
+
 def test_record_every_0_records_nothing(path):
     M, X0 = small()
     assert mcf.solve(M, None, X0, record_every=0, max_iters=20).history.shape == (0,)

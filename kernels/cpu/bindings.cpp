@@ -42,10 +42,8 @@ Tensor run_distance(const Tensor& A, const Tensor& B, int64_t ord) {
   const bool flat = m <= 1 || (A_row == n && B_row == n);
   const int64_t rows = flat ? 1 : m, columns = flat ? m * n : n;
   // Blocks depend on shape and layout alone, so the sum does not depend on the threads: 32,768 elements, or whole rows.
-  constexpr int64_t block = 1 << 15;
-  const int64_t rows_in_block = std::max<int64_t>(1, block / std::max<int64_t>(1, columns));
-  const int64_t row_blocks = (rows + rows_in_block - 1) / rows_in_block;
-  const int64_t column_blocks = std::max<int64_t>(1, (columns + block - 1) / block);
+  const int64_t group = rows_in_block(columns), row_blocks = parts_of(rows, group);
+  const int64_t column_blocks = std::max<int64_t>(1, parts_of(columns, kSweep));
   const int64_t blocks = row_blocks * column_blocks;
   const DistanceKernels<T>& kernels = typed_kernels(T()).distance;
   const auto kernel = ord == kFrobenius ? kernels.squares : ord == kMax ? kernels.largest : kernels.absolute;
@@ -57,17 +55,17 @@ Tensor run_distance(const Tensor& A, const Tensor& B, int64_t ord) {
   double* partial = batch * blocks > 64 ? many.get() : few;
   const auto run_blocks = [&](Queue& queue) {
     for (int64_t item; (item = queue.take()) < queue.size;) {
-      const int64_t b = item / blocks, row0 = item % blocks / column_blocks * rows_in_block;
-      const int64_t column0 = item % column_blocks * block;
+      const int64_t b = item / blocks, row0 = item % blocks / column_blocks * group;
+      const int64_t column0 = item % column_blocks * kSweep;
       const T* a_base = read<T>(A) + (dim == 3 ? b * A.stride(0) : 0) + column0;
       const T* b_base = read<T>(B) + (dim == 3 ? b * B.stride(0) : 0) + column0;
       double value = 0;
-      for (int64_t row = row0; row < std::min(rows, row0 + rows_in_block); ++row)
-        value = combine(value, kernel(a_base + row * A_row, b_base + row * B_row, std::min(block, columns - column0)));
+      for (int64_t row = row0; row < std::min(rows, row0 + group); ++row)
+        value = combine(value, kernel(a_base + row * A_row, b_base + row * B_row, std::min(kSweep, columns - column0)));
       partial[item] = value;
     }
   };
-  share(batch * blocks, std::max<int64_t>(1, block / std::max<int64_t>(1, m * n)), run_blocks);
+  share(batch * blocks, rows_in_block(m * n), run_blocks);
   for (int64_t b = 0; b < batch; ++b) {
     double value = 0;
     for (int64_t i = 0; i < blocks; ++i) value = combine(value, partial[b * blocks + i]);

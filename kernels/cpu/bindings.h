@@ -117,12 +117,15 @@ void for_range(int64_t size, int64_t grain, const F& f) {
 template <typename F>
 void share(int64_t size, int64_t grain, const F& f) {
   Queue queue{size};
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), (size + grain - 1) / grain);
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), parts_of(size, grain));
   for_range(threads, 1, [&](int64_t, int64_t) { f(queue); });
 }
 
 // Elements in one block of a sweep, so that the order of its sums does not depend on the threads.
 constexpr int64_t kSweep = 1 << 15;
+
+// Whole rows in one block: at least one.
+inline int64_t rows_in_block(int64_t columns) { return std::max<int64_t>(1, kSweep / std::max<int64_t>(1, columns)); }
 
 // Operations that repay waking a thread.
 constexpr double kWaking = 1e5;

@@ -93,7 +93,7 @@ struct Residual {
   // r -= Y's part that begins at a row and a column; the sum of squares.
   double subtract(const Tensor& r, int64_t row, int64_t column) const {
     const int64_t rows = r.size(0), columns = r.size(1);
-    const int64_t group = std::max<int64_t>(1, kSweep / std::max<int64_t>(1, columns));
+    const int64_t group = rows_in_block(columns);
     return sum_of_blocks((rows + group - 1) / group, [&](int64_t g) {
       constexpr int64_t piece = 1024;
       T buffer[piece];

@@ -12,16 +12,13 @@ namespace {
 // The smallest square that is a normal number, as in the reference.
 constexpr double kSmallestSquare = 2.3e-308;
 
-// Problems with a block's elements between them.
-int64_t rows_in_block(int64_t columns) { return std::max<int64_t>(1, kSweep / std::max<int64_t>(1, columns)); }
-
 // f(block of Y, elements, the problem's factor) of every block, and combine of those of each problem, in their order.
 // Denormal numbers count, other than in an iteration.
 template <typename T, typename F, typename Combine>
 std::vector<double> over_blocks(const Tensor& Y, const std::vector<double>& factors, const F& f,
                                 const Combine& combine) {
   const int64_t problems = Y.size(0), elements = problems ? Y.numel() / problems : 0;
-  const int64_t blocks = std::max<int64_t>(1, (elements + kSweep - 1) / kSweep);
+  const int64_t blocks = std::max<int64_t>(1, parts_of(elements, kSweep));
   std::vector<double> partial(problems * blocks), found(problems);
   for_range(problems * blocks, rows_in_block(elements), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -86,19 +83,17 @@ Run start_run(const Tensor any_Y, const Tensor bail, const Tensor last, const Te
   std::vector<double> norm;
   with_dtype(Y.scalar_type(), "start_run", [&](auto zero) { norm = norms<decltype(zero)>(Y); });
 
-  const auto doubles = [&] { return empty_values(last, true, batch); };
-  const auto integers = [&](int64_t size) { return empty_values(status, true, size); };
   const auto copy = [&](const Tensor& t) {
     const Tensor made = empty_values(t, true, batch);
     std::copy_n(read<int64_t>(t), batch, write<int64_t>(made));  // 8 bytes each, whatever they are
     return made;
   };
   const auto zeros = [&](int64_t size) {
-    const Tensor made = integers(size);
+    const Tensor made = empty_values(status, true, size);
     std::fill_n(write<int64_t>(made), size, 0);
     return made;
   };
-  const Tensor threshold = doubles(), Y_squares = doubles();
+  const Tensor threshold = empty_values(last, true, batch), Y_squares = empty_values(last, true, batch);
   for (int64_t b = 0; b < batch; ++b) {
     const double y = norm[Y.size(0) > 1 ? b : 0], relative = rtol * y;
     const double tolerance = relative < atol ? atol : relative, square = tolerance * tolerance;

@@ -97,6 +97,7 @@ class _History:
 
     problem: Problem
     every: int
+    lags: bool  # the host would have to wait to know how far a chunk went
     pieces: list[Tensor] = field(default_factory=list)
 
     def add(self, sums: Tensor, done: int, updates: Tensor) -> None:
@@ -104,8 +105,7 @@ class _History:
         if not self.every or not self.problem.size:
             return
         first = self.every - done % self.every if done else 0
-        # how far the chunk went; a GPU is not waited for
-        end = sums.shape[1] if sums.is_cuda else int(updates if self.problem.size == 1 else updates.max()) - done + 1
+        end = sums.shape[1] if self.lags else int(updates if self.problem.size == 1 else updates.max()) - done + 1
         sums = sums[:, first : max(end, first) : self.every]
         if sums.shape[1]:
             problem = self.problem
@@ -126,7 +126,7 @@ class _History:
         if not self.pieces:
             return self.problem.loss_of(last[:, None])
         losses = self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces, 1)
-        if losses.is_cuda:
+        if self.lags:
             losses = losses[:, : int(updates.max()) // self.every + 1].contiguous()
         return losses
 
@@ -238,7 +238,7 @@ def run(problem: Problem, solver: Solver, options: Options, start: State) -> Out
     """Iterate until every problem has stopped or made `max_iters` updates. ``start`` is left as it is."""
     work = _Run(problem, solver, options, start)
     work.look()
-    history = _History(problem, options.record_every)
+    history = _History(problem, options.record_every, work.flags.lags)
     interval, age, done = options.stagnation_interval(problem.input_dtype), start.age, 0
     mark = start.mark if interval is None else torch.where(start.mark.isnan(), work.best, start.mark)
     chunk = min(options.check_every or work.prepared.chunk, work.prepared.chunk)

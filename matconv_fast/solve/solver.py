@@ -21,8 +21,8 @@ REFERENCE_CHUNK = 64
 # TFLOP/s once it is full, and a chunk should outlast the 50 us that its launches take.
 CHUNK_OPERATIONS = {"cpu": 10_000_000_000, "triton": 100_000_000_000}
 
-# Iterations of a chunk that is captured as a CUDA graph: a chunk costs some ten small launches and a copy of X beside
-# them, and the first one runs uncaptured.
+# Iterations of a chunk that is captured as a CUDA graph: a chunk costs some fifteen small launches and a copy of X
+# beside them, and the first one runs uncaptured.
 LEAST_CAPTURED, MOST_CAPTURED = 16, 64
 
 
