@@ -77,7 +77,9 @@ class GradientRule(Solver):
 
     def bound(self: _Rule, problem: Problem, plan: Plan) -> _Rule:
         """See `Solver`. A rule that kernels know takes the hyperparameters that the plan resolved."""
-        return super().bound(problem, plan) if plan.hyper is None else self.bind(plan.hyper[:, :, None, None])
+        if plan.hyper is None:
+            return Solver.bound(self, problem, plan)
+        return self.bind(plan.hyper[:, :, None, None])
 
     def plan(self, problem: Problem) -> Plan:
         """See `Solver`: the backend's kernels where they know the rule, otherwise plain PyTorch."""

@@ -139,7 +139,8 @@ class Solver(abc.ABC):
     def _with(self: _Solver, **values: Any) -> _Solver:
         """A copy with other hyperparameters, unchecked."""
         copy = object.__new__(type(self))
-        copy.__dict__.update(self.__dict__, **values)
+        for name, value in {**vars(self), **values}.items():
+            object.__setattr__(copy, name, value)  # the dataclass is frozen
         return copy
 
     def is_same(self, other: Solver, *, by_value: bool = False) -> bool:
