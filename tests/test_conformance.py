@@ -1,4 +1,4 @@
-"""What every solver must do, on every backend: those of the package, and the two that docs/adding-a-solver.md builds."""
+"""What every solver must do, on every backend: those of the package, and the two of docs/adding-a-solver.md."""
 
 from __future__ import annotations
 
