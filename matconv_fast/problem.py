@@ -91,6 +91,12 @@ class Problem:
         precision: the dtypes of M and Y, of X, and of sums.
         identity: whether Y is the identity because the user passed None.
         sources: M and Y as the user passed them.
+
+    Example:
+        >>> import torch, matconv_fast as mcf
+        >>> problem = mcf.solve(torch.eye(2), max_iters=0).problem
+        >>> problem.residual(torch.zeros(1, 2, 2))[0, 0]
+        tensor([-1.,  0.])
     """
 
     M: Tensor | None
