@@ -17,7 +17,8 @@ from torch import Tensor
 from . import _workloads
 from ._ops.info import info
 from .distance import distance
-from .solve import Adam, HeavyBall, Solution, Status, iterate, solve
+from .solve import Solution, Status, iterate, solve
+from .solvers import Adam, HeavyBall
 
 REPEATS = 10  # of the fast side in a pair: its single run is too short for the clock
 STOPS = 11  # heat maps a run: every 1,000 iterations
@@ -161,10 +162,11 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 def write_report(path: Path, rows: list[Row], runs: list[_workloads.NotebookRun], solutions: list[Solution]) -> None:
     """The four loss curves, the heat maps with their slider, and the comparison with the direct inverse."""
     from . import plotting
+    from .solve.snapshots import direct_comparison, snapshots
 
     curves = [plotting.Curve.of(_title(run), sol.history) for run, sol in zip(runs, solutions, strict=True)]
     stops = [k * runs[0].iterations // (STOPS - 1) for k in range(STOPS)]
-    maps = {run.name: plotting.snapshots(sol, stops=stops) for run, sol in zip(runs, solutions, strict=True)}
+    maps = {run.name: snapshots(sol, stops=stops) for run, sol in zip(runs, solutions, strict=True)}
     table = [row.cells() for row in rows]
     sections: list[tuple[str, Any]] = [
         ("Plain loops, and here", plotting.html_table(table, Row.HEADER)),
@@ -173,7 +175,7 @@ def write_report(path: Path, rows: list[Row], runs: list[_workloads.NotebookRun]
     ]
     for run, sol in zip(runs[:2], solutions[:2], strict=True):
         title = f"{run.name}: the direct inverse, for comparison"
-        sections.append((title, plotting.html_table(plotting.direct_comparison(sol))))
+        sections.append((title, plotting.html_table(direct_comparison(sol))))
     plotting.write_page(path, "matconv_fast demo", sections)
 
 
@@ -206,8 +208,8 @@ def run_demo(pairs: int, report: Path | None, results: Path | None) -> list[Row]
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         facts = {"device": f"{device.type} ({name})", "threads": torch.get_num_threads(), "pairs": pairs}
         versions = {"matconv_fast": info().version, "torch": torch.__version__, "python": platform.python_version()}
-        path = info().devices[1 if device.type == "cuda" else 0].path
-        data = {**facts, "path": path, "versions": versions, "rows": [asdict(row) for row in rows]}
+        backend = info().devices[1 if device.type == "cuda" else 0].backend
+        data = {**facts, "backend": backend, "versions": versions, "rows": [asdict(row) for row in rows]}
         results.write_text(json.dumps(data, indent=2) + "\n")
         print(f"results: {results}")
     if report is not None:
