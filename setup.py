@@ -55,7 +55,9 @@ setup(
     packages=[
         "matconv_fast",
         "matconv_fast._ops",
+        "matconv_fast._reference",
         "matconv_fast.solve",
+        "matconv_fast.solvers",
         "matconv_fast.kernels",
         "matconv_fast.kernels.cpu",
         "matconv_fast.kernels.gpu",

@@ -3,7 +3,9 @@
 from ._ops.info import info
 from .distance import distance, is_close
 from .losses import ResidualLoss, residual_loss
-from .solve import Adam, ConvergenceError, HeavyBall, Solution, Status, inv, iterate, solve
+from .problem import Problem
+from .solve import ConvergenceError, Solution, Status, inv, iterate, solve
+from .solvers import Adam, GradientRule, HeavyBall, Solver
 from .step import heavy_ball_step, heavy_ball_step_
 
 __version__ = "0.1.0"
@@ -11,9 +13,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Adam",
     "ConvergenceError",
+    "GradientRule",
     "HeavyBall",
+    "Problem",
     "ResidualLoss",
     "Solution",
+    "Solver",
     "Status",
     "distance",
     "heavy_ball_step",

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .kernels.contract import state_dtype
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -50,11 +52,6 @@ def same_device(**tensors: Tensor | None) -> None:
 
 def _list(given: dict[str, Tensor]) -> str:
     return ", ".join(f"{name}: {describe(t)}" for name, t in given.items())
-
-
-def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What X and the sums are computed in: float32 for the two low-precision types."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def same_dtype(X: Tensor | None = None, **tensors: Tensor | None) -> torch.dtype:

@@ -1,13 +1,12 @@
-"""``||A - B||`` and the question whether it is small enough."""
+"""``||A - B||``, and the test whether it is within a tolerance."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from . import _checks, _reference
-from ._ops import distance as distance_op
-from ._ops import kernel_distance
+from . import _checks, _ops
+from .kernels.contract import ORDS, state_dtype
 
 
 def distance(A: Tensor, B: Tensor, *, ord: str | int = "fro") -> Tensor:  # noqa: A002 - torch.linalg's own name
@@ -33,15 +32,15 @@ def distance(A: Tensor, B: Tensor, *, ord: str | int = "fro") -> Tensor:  # noqa
         >>> [mcf.distance(A, B, ord=ord).item() for ord in ("fro", "max", 1)]
         [5.0, 4.0, 7.0]
     """
-    found = kernel_distance(A, B, ord)
-    if found is not None:
-        return found
-    _checks.choice("ord", ord, _reference.ORDS)
+    value = _ops.try_distance(A, B, ord)
+    if value is not None:
+        return value
+    _checks.choice("ord", ord, ORDS)
     _checks.pair(A, B)
-    dtype = _checks.state_dtype(A.dtype)
+    dtype = state_dtype(A.dtype)
     if dtype != A.dtype:
         A, B = A.to(dtype), B.to(dtype)
-    return distance_op(A, B, ord)
+    return _ops.distance(A, B, ord)
 
 
 def is_close(A: Tensor, B: Tensor, *, atol: float = 0.0, rtol: float = 0.0) -> Tensor:
@@ -54,7 +53,7 @@ def is_close(A: Tensor, B: Tensor, *, atol: float = 0.0, rtol: float = 0.0) -> T
         rtol: tolerance relative to ``||B||_F``, at least 0.
 
     Returns:
-        Bool tensor of the batch's shape. With both tolerances 0 it asks for equality. NaN is close to nothing.
+        Bool tensor of the batch's shape. With both tolerances 0 it tests for equality. NaN is not close to anything.
 
     Raises:
         TypeError: an argument is no dense real floating-point tensor, or their dtypes differ.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from . import _checks, _reference
-from ._ops import kernel_residual_loss
-from ._ops import residual_loss as residual_loss_op
+from . import _checks, _ops
+from .kernels.contract import LOSSES
 
 
 def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None = None, *, loss: str = "mse") -> Tensor:
@@ -42,13 +41,13 @@ def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None = None, *, loss:
         >>> loss.item(), X.grad[0].tolist()
         (0.5, [-0.5, 0.0, 0.0])
     """
-    found = kernel_residual_loss(X, M, Y, loss)
-    if found is not None:
-        return found
-    _checks.choice("loss", loss, _reference.LOSSES)
+    value = _ops.try_residual_loss(X, M, Y, loss)
+    if value is not None:
+        return value
+    _checks.choice("loss", loss, LOSSES)
     _checks.matrix("X", X)
     _checks.problem(X, M, Y)
-    return residual_loss_op(X, M, Y, loss)
+    return _ops.residual_loss(X, M, Y, loss)
 
 
 class ResidualLoss(nn.Module):
@@ -62,7 +61,7 @@ class ResidualLoss(nn.Module):
 
     def __init__(self, loss: str = "mse") -> None:
         super().__init__()
-        _checks.choice("loss", loss, _reference.LOSSES)
+        _checks.choice("loss", loss, LOSSES)
         self.loss = loss
 
     def forward(self, X: Tensor, M: Tensor | None, Y: Tensor | None = None) -> Tensor:

@@ -1,27 +1,20 @@
-"""Figures and self-contained HTML pages, with plotly (the ``report`` extra)."""
+"""Figures and self-contained HTML pages, with plotly (the ``report`` extra). It knows nothing of solves."""
 
 from __future__ import annotations
 
-import dataclasses
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
-
-from . import _reference
-from .solve.loop import State, run
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from .solve.solution import Solution
-
 MOST_PROBLEMS = 4  # of a batch, in one figure
-MOST_MAPS = 11  # stops of a slider
+MOST_MAPS = 11  # positions of a slider
 MOST_POINTS = 2_000  # of a curve: more than a screen is wide
 MOST_CELLS = 256  # rows or columns of a heat map
 
@@ -58,61 +51,6 @@ class Snapshot:
     iteration: int
     residual: Tensor
     loss: float
-
-
-def snapshots(solution: Solution, index: int = 0, stops: Sequence[int] | None = None) -> list[Snapshot]:
-    """Residuals of one problem over its iterations, from running the solve again with stops: the same bits.
-
-    Args:
-        solution: of `solve` or `inv`; one of `iterate` yields its last iterate alone.
-        index: of the problem in the flattened batch.
-        stops: updates of this call after which to look; None spreads `MOST_MAPS` evenly.
-
-    Raises:
-        ValueError: M or Y was changed in place since the solve.
-    """
-    if solution.problem.changed:
-        raise ValueError("M or Y was changed in place since the solve; plot or report before, or solve on a clone")
-    final = int(solution.iterations.reshape(-1)[index])
-    last = _snapshot(solution, _iterate(solution, index), index, final)
-    if solution.state is None:  # of iterate: the distance in its own norm
-        last = dataclasses.replace(last, loss=float(solution.loss.reshape(-1)[index]))
-    state = solution.start
-    if state is None:
-        return [last]
-    first = int(state.iterations[index])
-    if stops is None:
-        stops = sorted({round(k * (final - first) / (MOST_MAPS - 1)) for k in range(MOST_MAPS)})
-    found, done = [], 0
-    silent = dataclasses.replace(
-        solution.options, atol=0.0, rtol=0.0, patience=None, record_every=0, progress=False, throw=False
-    )
-    for stop in stops:
-        if first + stop >= final:
-            break
-        state = _advanced(solution, state, dataclasses.replace(silent, max_iters=stop - done))
-        done = stop
-        found.append(_snapshot(solution, state.X[index], index, first + stop))
-    return [*found, last]
-
-
-@torch.no_grad()
-def _advanced(solution: Solution, state: State, options: Any) -> State:
-    return run(solution.problem, state.solver, options, state.going_on()).state
-
-
-def _iterate(solution: Solution, index: int) -> Tensor:
-    """X ``[m, n]`` of one problem, in the orientation that was iterated in."""
-    problem = solution.problem
-    X = solution.X.mT if problem.left else solution.X
-    return X.reshape(problem.size, problem.m, problem.n)[index]
-
-
-def _snapshot(solution: Solution, X: Tensor, index: int, iteration: int) -> Snapshot:
-    problem = solution.problem
-    R = _reference.residual(X, *problem.one(index))
-    loss = problem.loss_of((R * R).sum(dtype=torch.float64))
-    return Snapshot(iteration, (R.mT if problem.left else R).cpu(), float(loss))
 
 
 def loss_figure(curves: Sequence[Curve]) -> go.Figure:
@@ -175,70 +113,31 @@ def _at(maps: dict[str, list[Snapshot]], position: int) -> list[tuple[str, Snaps
     return [(name, found[min(position, len(found) - 1)]) for name, found in maps.items()]
 
 
-def _problems(solution: Solution) -> list[tuple[int, str]]:
-    count = solution.problem.size
-    return [(index, "residual" if count == 1 else f"problem {index}") for index in range(min(count, MOST_PROBLEMS))]
+def problem_names(count: int) -> list[str]:
+    """Titles of the problems of a batch that one figure shows: the first `MOST_PROBLEMS`."""
+    return ["residual"] if count == 1 else [f"problem {index}" for index in range(min(count, MOST_PROBLEMS))]
 
 
-def _curves(solution: Solution) -> list[Curve]:
-    history = solution.history.reshape(solution.problem.size, solution.history.shape[-1])
-    before = [0] * solution.problem.size if solution.start is None else solution.start.iterations.tolist()
-    return [
-        Curve.of(
-            "loss" if name == "residual" else name, history[index], solution.options.record_every or 1, before[index]
-        )
-        for index, name in _problems(solution)
-    ]
-
-
-def solution_figure(solution: Solution) -> go.Figure:
-    """Loss curve above, residual heat map with its slider below, in one figure; see `Solution.plot`."""
+def solution_figure(maps: dict[str, list[Snapshot]], curves: Sequence[Curve]) -> go.Figure:
+    """Loss curves above, residual heat maps with their slider below, in one figure; see `Solution.plot`."""
     go = _plotly()
-    figure: Any = maps_figure({name: snapshots(solution, index) for index, name in _problems(solution)})
+    figure: Any = maps_figure(maps)
     figure.update_layout(height=820, legend={"y": 1}, coloraxis_colorbar={"len": 0.45, "y": 0.2})
     for axis in figure.select_yaxes():
         axis.domain = (0.0, 0.4)
     for annotation in figure.layout.annotations:
         annotation.y = 0.41
-    for curve in _curves(solution):
+    for curve in curves:
         figure.add_trace(
             go.Scatter(x=curve.iterations, y=curve.losses, name=curve.name, mode="lines", xaxis="x99", yaxis="y99")
         )
     for step in figure.layout.sliders[0].steps:  # the curves stay
-        step.args[0]["visible"] = [*step.args[0]["visible"], *[True] * len(_problems(solution))]
+        step.args[0]["visible"] = [*step.args[0]["visible"], *[True] * len(curves)]
     figure.update_layout(
         xaxis99={"anchor": "y99", "title": "iteration", "domain": (0, 1)},
         yaxis99={"anchor": "x99", "type": "log", "title": "loss", "domain": (0.6, 1.0), "exponentformat": "power"},
     )
     return figure
-
-
-def direct_comparison(solution: Solution, index: int = 0) -> list[tuple[str, str]]:
-    """The iterate beside the direct answer: ``torch.linalg.inv`` of a square M where Y is the identity, else ``lstsq``.
-
-    Both in float64. Rows of (what, value).
-    """
-    problem = solution.problem
-    X, (M, Y) = _iterate(solution, index).double(), problem.one(index)
-    norm = torch.linalg.matrix_norm
-    if M is None:
-        return [("||X - Y||_F", f"{norm(X - Y.double()):.3e}")]
-    M, Y = M.double(), Y.double()
-    rows = [("||X @ M - Y||_F", f"{norm(X @ M - Y):.3e}")]
-    if not (M.isfinite().all() and Y.isfinite().all()) or 0 in (problem.m, problem.n, problem.p):
-        return rows
-    if problem.identity and problem.n == problem.p:
-        determinant = torch.linalg.det(M)
-        rows.append(("det(M)", f"{determinant:.6g}"))
-        if determinant == 0:
-            return [*rows, ("torch.linalg.inv(M)", "does not exist: M is singular")]
-        name, direct = "torch.linalg.inv(M)", torch.linalg.inv(M)
-    else:  # gelsd alone handles rank deficiency, and is for CPUs alone
-        name, direct = "torch.linalg.lstsq", torch.linalg.lstsq(M.mT.cpu(), Y.mT.cpu(), driver="gelsd").solution.mT
-        direct = direct.to(M.device)
-    rows.append((f"||{name} @ M - Y||_F", f"{norm(direct @ M - Y):.3e}"))
-    rows.append((f"largest |X - {name}|", f"{(X - direct).abs().max():.3e}"))
-    return rows
 
 
 def html_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
@@ -282,20 +181,3 @@ def write_page(path: Path, title: str, sections: Sequence[tuple[str, Any]]) -> P
             parts.append(content)
     path.write_text(PAGE.format(title=html.escape(title), body="\n".join(parts)), encoding="utf-8")
     return path
-
-
-def write_solution_report(solution: Solution, path: Path) -> Path:
-    """See `Solution.report`."""
-    problem = solution.problem
-    equation = "M @ X = Y" if problem.left else "X @ M = Y"
-    facts = [
-        ("equation", f"{equation}: X [{problem.m}, {problem.n}], {problem.size} problems, loss {problem.loss}"),
-        ("solver", str(solution.state.solver) if solution.state is not None else "the user's update"),
-        ("result", repr(solution)),
-        ("message", solution.message),
-    ]
-    sections: list[tuple[str, Any]] = [("Result", html_table(facts))]
-    if problem.size and problem.m * problem.p:
-        sections.append(("Loss, and residual by iteration", solution_figure(solution)))
-        sections.append(("Beside the direct answer", html_table(direct_comparison(solution))))
-    return write_page(path, f"matconv_fast: {equation}", sections)

@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 
 from . import _checks, _ops, _reference
+from .kernels.contract import LOSSES, state_dtype
 
 
 def _prepare(
     X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: float | Tensor, momentum: float | Tensor, loss: str
 ) -> tuple[torch.Size, Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
-    _checks.choice("loss", loss, _reference.LOSSES)
+    _checks.choice("loss", loss, LOSSES)
     for name, value in (("X", X), ("V", V)):
         _checks.matrix(name, value)
     batch, *_ = _checks.problem(X, M, Y)
     _checks.same_device(X=X, V=V)
     _checks.hyperparameter("lr", lr, minimum=0)
     _checks.hyperparameter("momentum", momentum, minimum=0)
-    dtype = _checks.state_dtype(X.dtype)
+    dtype = state_dtype(X.dtype)
     scalars = []
     for name, value in (("lr", lr), ("momentum", momentum)):
         if isinstance(value, Tensor):
@@ -55,7 +56,7 @@ def heavy_ball_step(
         loss: ``"mse"``, ``"sse"`` or ``"fro"``, see `residual_loss`.
 
     Returns:
-        ``(X', V', loss before the step)``, differentiable by every tensor argument, lr and momentum included.
+        ``(X', V', loss before the step)``, differentiable in every tensor argument, lr and momentum included.
 
     Raises:
         TypeError: an argument is no dense real floating-point tensor, or their dtypes differ.
@@ -68,7 +69,7 @@ def heavy_ball_step(
         >>> X.item(), V.item(), loss.item()
         (0.5, -2.0, 1.0)
     """
-    stepped = _ops.heavy_ball_step(X, V, M, Y, lr, momentum, loss)
+    stepped = _ops.try_heavy_ball_step(X, V, M, Y, lr, momentum, loss)
     if stepped is not None:
         return stepped
     batch, state, M32, Y32, rate, decay = _prepare(X, V, M, Y, lr, momentum, loss)
@@ -119,18 +120,18 @@ def heavy_ball_step_(
         >>> losses[0], losses[-1] < 1e-6, X.diagonal().tolist()
         (0.5, True, [0.5..., 0.5...])
     """
-    before = _ops.heavy_ball_step_(X, V, M, Y, lr, momentum, loss)
+    before = _ops.try_heavy_ball_step_(X, V, M, Y, lr, momentum, loss)
     if before is not None:
         return before
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
-            "heavy_ball_step_ does not run inside torch.func transforms, which do not follow what is written in place: "
-            "use heavy_ball_step, which they do, or give it the batch, [*, m, n]"
+            "heavy_ball_step_ updates in place, which torch.func transforms do not support: use heavy_ball_step, or "
+            "pass the whole batch, [*, m, n]"
         )
     with torch.no_grad():
         batch, state, M32, Y32, rate, decay = _prepare(X, V, M, Y, lr, momentum, loss)
         _checks.writable_state(X, V, batch)
-        before = _ops.traced_step_(X, V, M, Y, lr, momentum, loss)
+        before = _ops.heavy_ball_step_(X, V, M, Y, lr, momentum, loss)
         if before is not None:
             return before
         X2, V2, before = _reference.heavy_ball_step(state, V.to(state.dtype), M32, Y32, rate, decay, loss)

@@ -1,4 +1,4 @@
-"""Fixtures shared by the suite: every test that takes `path` runs once on each implementation."""
+"""Fixtures shared by the suite: every test that takes `backend` runs once on each implementation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from matconv_fast._ops import backend
+from matconv_fast._ops import backend as backend_module
 
 
 @pytest.fixture
@@ -17,11 +17,11 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Set MATCONV_FAST_BACKEND as if the process had just started: it is read once, and some things are said once."""
 
     def forget() -> None:
-        backend.forced.cache_clear()
-        backend.has_native.cache_clear()
-        backend.has_kernels.cache_clear()
-        backend.path.cache_clear()
-        backend.announce.cache_clear()
+        backend_module.forced.cache_clear()
+        backend_module.has_native.cache_clear()
+        backend_module.has_kernels.cache_clear()
+        backend_module.of.cache_clear()
+        backend_module.announce.cache_clear()
 
     def set_to(value: str) -> None:
         monkeypatch.setenv("MATCONV_FAST_BACKEND", value)
@@ -57,16 +57,16 @@ def _patch_triton_once() -> None:
     interpreter._patch_lang = patch_once
 
 
-if backend.INTERPRETED:
+if backend_module.INTERPRETED:
     _patch_triton_once()
     np.seterr(all="ignore")  # infinity - infinity is NaN on a GPU, too, and no warning
 
 # With TRITON_INTERPRET=1 the Triton kernels are one more implementation: `make test-triton` takes its tests.
-PATHS = ["reference", "cpu", *(["triton"] if backend.INTERPRETED else [])]
+BACKENDS = ["reference", "cpu", *(["triton"] if backend_module.INTERPRETED else [])]
 
 
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest, force: Callable[[str], None]) -> str:
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, force: Callable[[str], None]) -> str:
     """Force one implementation; the kernels' own suite and the reference's are the same tests."""
     if request.param == "triton" and request.node.get_closest_marker("long"):
         pytest.skip("thousands of iterations or calls take the interpreter minutes")

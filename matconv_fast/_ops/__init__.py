@@ -1,30 +1,35 @@
-"""Operators of the namespace ``matconv_fast``: schemas, implementations, and the choice of the path that runs.
+"""Operators of the namespace ``matconv_fast``: schemas, implementations, and the choice of the backend.
 
-One schema source, in Python. The C++ extension registers its CPU implementations when it is loaded; every other device,
-and a CPU without the extension, gets the PyTorch reference through the composite key.
+The schemas are defined here, in Python. The C++ extension registers CPU implementations when it is loaded. Any other
+device, and a CPU without the extension, gets the PyTorch reference through the composite key.
 """
 
 from . import backend
-from .advance import advance
-from .chunk import finish_chunk, loss_history, start_run
-from .distance import distance, kernel_distance
-from .losses import kernel_residual_loss, loss_and_gradient, residual_loss
-from .step import heavy_ball_step, heavy_ball_step_, traced_step_
+from .advance import Descent, advance, register_rule
+from .distance import distance, try_distance
+from .losses import loss_and_gradient, residual_loss, try_residual_loss
+from .plan import Plan, plan_rule
+from .run import finish_chunk, loss_history, start_run
+from .step import heavy_ball_step_, try_heavy_ball_step, try_heavy_ball_step_
 
 backend.load_native()
 
 __all__ = [
+    "Descent",
+    "Plan",
     "advance",
     "backend",
     "distance",
     "finish_chunk",
-    "heavy_ball_step",
     "heavy_ball_step_",
-    "kernel_distance",
-    "kernel_residual_loss",
     "loss_and_gradient",
     "loss_history",
+    "plan_rule",
+    "register_rule",
     "residual_loss",
     "start_run",
-    "traced_step_",
+    "try_distance",
+    "try_heavy_ball_step",
+    "try_heavy_ball_step_",
+    "try_residual_loss",
 ]

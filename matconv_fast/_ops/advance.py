@@ -1,50 +1,94 @@
-"""``matconv_fast::heavy_ball_advance`` and ``adam_advance``: many iterations in one call, `advance` of the solvers."""
+"""``matconv_fast::advance``: many updates of a gradient rule in one call, whatever the rule and the backend."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .. import _reference
+from ..kernels.contract import StopCriteria, Trace
 from . import backend
 
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
-_CHUNK = (
-    "Tensor limit, Tensor threshold, Tensor bail, Tensor({}!) sums, Tensor({}!) taken, Tensor({}!)? R, "
-    "int loss, int way"
-)
 _library.define(
-    "heavy_ball_advance(Tensor(a!) X, Tensor(b!) V, Tensor? M, Tensor Y, Tensor lr, Tensor momentum, "
-    + _CHUNK.format("c", "d", "e")
-    + ") -> ()"
+    "advance(str rule, Tensor(a!) X, Tensor(b!)[] state, Tensor? M, Tensor Y, Tensor hyper, Tensor step, float scale, "
+    "bool coupled, Tensor limit, Tensor threshold, Tensor bail, Tensor(c!) sums, Tensor(d!) steps_done, "
+    "Tensor(e!)? R, str algorithm) -> ()"
 )
-_library.define(
-    "adam_advance(Tensor(a!) X, Tensor(b!) first, Tensor(c!) second, Tensor(d!) count, Tensor? M, Tensor Y, Tensor lr, "
-    "float first_decay, float second_decay, float eps, " + _CHUNK.format("e", "f", "g") + ") -> ()"
-)
-_REFERENCES = {"heavy_ball": _reference.heavy_ball_advance, "adam": _reference.adam_advance}
-_TRITON = {
-    "heavy_ball": backend.on_its_device(
-        lambda *arguments: backend.gpu().launch_heavy_ball_advance(*arguments), _reference.heavy_ball_advance
-    ),
-    "adam": backend.on_its_device(
-        lambda *arguments: backend.gpu().launch_adam_advance(*arguments), _reference.adam_advance
-    ),
-}
-for _solver, _function in _REFERENCES.items():
-    _library.impl(f"{_solver}_advance", _function, "CompositeExplicitAutograd")
-    _library.impl(f"{_solver}_advance", _TRITON[_solver], "CUDA")
-    torch.library.register_fake(f"matconv_fast::{_solver}_advance", lambda *args: None, lib=_library)
-_KERNELS = {solver: getattr(torch.ops.matconv_fast, f"{solver}_advance").default for solver in _REFERENCES}
 
 
-def advance(solver: str, *arguments: Tensor | float | None, loss: str, way: backend.Way | None) -> None:
-    """`advance` of ``"heavy_ball"`` or ``"adam"``, the way that `backend.advance_way` chose.
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """What `advance` works on: the equation, the rule, and where the iteration stands.
 
-    ``arguments`` are those of ``_reference.heavy_ball_advance`` or ``_reference.adam_advance`` up to R, in their order.
+    Attributes:
+        rule: the name under which kernels know the rule.
+        X: ``[B, m, n]``, updated in place.
+        state: the rule's matrices, each ``[B, m, n]``, updated in place.
+        M: ``[1 or B, n, p]``, or None for the identity.
+        Y: ``[1 or B, m, p]``.
+        hyper: ``[H, B]`` float64, one row a hyperparameter.
+        step: ``[B]`` int64, updates made before.
+        scale: c of the gradient ``c R M^T``.
+        coupled: whether the gradient is that of ``||R||``, which couples the rows of X.
     """
-    chosen = *arguments, _reference.LOSSES.index(loss), 0 if way is None else way.code
-    if way is None:
-        _REFERENCES[solver](*chosen)
-    else:
-        backend.call(_KERNELS[solver], _TRITON[solver], *chosen)
+
+    rule: str
+    X: Tensor
+    state: tuple[Tensor, ...]
+    M: Tensor | None
+    Y: Tensor
+    hyper: Tensor
+    step: Tensor
+    scale: float
+    coupled: bool
+
+
+# By name, a rule's update for hyperparameters [H, B]; see `register_rule`.
+_rules: dict[str, Callable[[Tensor], _reference.Update]] = {}
+
+
+def register_rule(name: str, bind: Callable[[Tensor], _reference.Update]) -> None:
+    """Tell the operator what a rule is in plain PyTorch: ``bind(hyper [H, B])`` returns its update."""
+    _rules[name] = bind
+
+
+def _by_reference(*arguments: object) -> None:
+    """The arguments of the operator, for ``_reference.advance``."""
+    descent = Descent(*arguments[:9])  # type: ignore[arg-type]
+    criteria, trace = StopCriteria(*arguments[9:12]), Trace(*arguments[12:14])  # type: ignore[arg-type]
+    if descent.rule not in _rules:
+        raise ValueError(f"rule must be one of {', '.join(sorted(_rules))}, got {descent.rule!r}")
+    one_step = _reference.gradient_step(_rules[descent.rule](descent.hyper), descent.M, descent.scale, descent.coupled)
+    _reference.advance(
+        one_step, lambda X: _reference.batched_residual(X, descent.M, descent.Y), descent.X, descent.state,
+        descent.step, criteria, trace,
+    )  # fmt: skip
+
+
+_by_triton = backend.on_its_device(lambda *arguments: backend.gpu().launch_advance(*arguments), _by_reference, tensor=1)
+_library.impl("advance", _by_reference, "CompositeExplicitAutograd")
+_library.impl("advance", _by_triton, "CUDA")
+torch.library.register_fake("matconv_fast::advance", lambda *_: None, lib=_library)
+_KERNEL = torch.ops.matconv_fast.advance.default
+
+
+def advance(descent: Descent, criteria: StopCriteria, trace: Trace, R: Tensor | None, algorithm: str) -> None:
+    """Run a chunk by a kernel; the contract is in ``_reference/advance.py``.
+
+    Args:
+        descent: what to work on; X and the state are updated.
+        criteria: when each problem stops.
+        trace: filled.
+        R: scratch memory for the residual, for an algorithm that keeps it; None for others.
+        algorithm: of those that the backend has, the one that `plan_rule` chose.
+    """
+    q = descent
+    backend.call(
+        _KERNEL, _by_triton,
+        q.rule, q.X, q.state, q.M, q.Y, q.hyper, q.step, q.scale, q.coupled,
+        criteria.limit, criteria.threshold, criteria.bail, trace.sums, trace.steps_done, R, algorithm,
+    )  # fmt: skip

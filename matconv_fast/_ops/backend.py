@@ -1,4 +1,10 @@
-"""Which implementation runs: decided by the device, or forced by ``MATCONV_FAST_BACKEND``."""
+"""Which backend runs: the device decides, or ``MATCONV_FAST_BACKEND`` forces one.
+
+Every public function checks its arguments, then calls an operator. There is one exception, the fast path of small
+calls: on a small CPU matrix the checks in Python take longer than the kernel. So `residual_loss`, `distance` and
+`heavy_ball_step_` first offer their unchecked arguments to an operator ``try_...``, which returns None, with nothing
+written, unless it finds them to be what its kernel takes. Only then do they check, and call the operator proper.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,6 @@ import functools
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -57,7 +62,7 @@ def gpu_losses() -> ModuleType:
 
 
 def searches() -> bool:
-    """Whether the Triton launchers look for faster block shapes than those of their tables."""
+    """Whether the Triton launchers tune block shapes, as MATCONV_FAST_AUTOTUNE=1 asks."""
     from ..kernels.gpu import search
 
     return search.requested()
@@ -67,10 +72,11 @@ _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
 
 def is_plain(*tensors: object) -> bool:
-    """Whether an operator without formulas may take these: tensors, parameters or None, and nothing at work on them.
+    """Whether an operator without autograd formulas may take these: plain tensors, parameters or None.
 
-    A forward-mode tangent would be dropped, and a batched tensor of ``torch.func.vmap`` has no memory of its own.
-    Device and layout are the operator's to look at. A compiler cannot follow what is asked here: see `is_opaque`.
+    False inside a transform: the operator would drop a forward-mode tangent, and a batched tensor of
+    ``torch.func.vmap`` has no memory of its own. False while compiling, where `emits_operator` decides. Device and
+    layout are left to the operator.
     """
     if torch.compiler.is_compiling():
         return False
@@ -80,10 +86,11 @@ def is_plain(*tensors: object) -> bool:
     return not (forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active())
 
 
-def is_opaque() -> bool:
-    """Whether a function that is being compiled is to hold the operator, and not the plain PyTorch that it stands for.
+def emits_operator() -> bool:
+    """Whether to emit the custom operator, not its decomposition, while compiling.
 
-    The operator never makes R, which a compiler cannot see how to do. What is exported runs where this package is not.
+    The operator never materializes R, which a compiler cannot arrange by itself. An exported program gets the
+    decomposition: it must run where this package is not installed.
     """
     return torch.compiler.is_compiling() and not (
         torch.compiler.is_exporting()
@@ -93,19 +100,19 @@ def is_opaque() -> bool:
 
 
 def is_batched(t: Tensor) -> bool:
-    """Whether it stands for a batch of gradients, as in ``torch.autograd.grad(..., is_grads_batched=True)``."""
+    """Whether it is a batch of gradients, as in ``torch.autograd.grad(..., is_grads_batched=True)``."""
     return torch._C._functorch.is_legacy_batchedtensor(t)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def autocasts(t: Tensor) -> bool:
-    """Whether products of a tensor like this are to be made in autocast's dtype."""
+    """Whether autocast lowers the dtype of this tensor's products."""
     if not torch._C._is_any_autocast_enabled():  # 0.2 us; what follows takes 1.3
         return False
     return t.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(t.device.type)
 
 
 def records_grad(*tensors: Tensor | None) -> bool:
-    """Whether what is made of them is differentiable."""
+    """Whether autograd records operations on these."""
     if torch.is_grad_enabled():
         for t in tensors:  # any() of a generator takes twice as long
             if t is not None and t.requires_grad:
@@ -115,17 +122,17 @@ def records_grad(*tensors: Tensor | None) -> bool:
 
 @functools.cache
 def announce(message: str) -> None:
-    """Say once which path runs, where it is not the one that the device could have."""
+    """Say once which backend runs, where the device could have a faster one."""
     warnings.warn(f"matconv_fast: {message}", RuntimeWarning, stacklevel=2)
 
 
-@functools.cache  # a look at the environment takes 5 us, a step on a small matrix not much more
+@functools.cache  # reading the environment takes 5 us, a step on a small matrix not much more
 def forced() -> str | None:
-    """The path that MATCONV_FAST_BACKEND asks for, read once a process.
+    """The backend that MATCONV_FAST_BACKEND asks for, read once a process.
 
     Raises:
         ValueError: it names no backend.
-        RuntimeError: it names one that is not here.
+        RuntimeError: it names one that is not available.
     """
     wanted = os.environ.get("MATCONV_FAST_BACKEND")
     if not wanted:
@@ -147,16 +154,16 @@ def forced() -> str | None:
 
 @functools.cache
 def has_native() -> bool:
-    """Whether the C++ kernels are there and not forbidden."""
+    """Whether the C++ kernels are built and may be used."""
     return forced() in (None, "cpu") and load_native() is None
 
 
 @functools.cache
-def path(device_type: str) -> str:
-    """What serves a type of device: "cpu", "triton" or "reference". Says once why not, where it could be another.
+def of(device_type: str) -> str:
+    """The backend of a type of device: "cpu", "triton" or "reference". Warns once where kernels are missing.
 
     Raises:
-        RuntimeError: MATCONV_FAST_BACKEND asks for what this device cannot have.
+        RuntimeError: MATCONV_FAST_BACKEND asks for a backend that this device cannot have.
     """
     wanted = forced()
     if wanted == "reference":
@@ -179,88 +186,37 @@ def path(device_type: str) -> str:
 
 @functools.cache
 def has_kernels() -> bool:
-    """Whether any tensor could meet a kernel: an operator's composite fallback, slower to reach, is left out if not."""
+    """Whether any device has kernels; if not, the operators, whose fallback is slow to reach, are not called."""
     return forced() == "triton" or has_native() or (forced() is None and torch.cuda.is_available())
 
 
-def call(operator: Callable[..., Any], interpreted: Callable[..., Any], *arguments: Any) -> Any:
-    """Call an operator; where Triton kernels are interpreted, what it stands for.
+def takes_nothing(*_: Any) -> None:
+    """The fast path of devices that have none."""
 
-    There a tensor is on the CPU, whose kernels the dispatcher would take.
+
+def call(operator: Callable[..., Any], interpreted: Callable[..., Any], *arguments: Any) -> Any:
+    """Call an operator, or the interpreted Triton kernel for it.
+
+    Interpreted kernels take CPU tensors, for which the dispatcher would choose the C++ kernels.
     """
     return (interpreted if INTERPRETED and forced() == "triton" else operator)(*arguments)
 
 
-def on_its_device(launcher: Callable[..., Any], reference: Callable[..., Any]) -> Callable[..., Any]:
-    """A launcher that makes its first tensor's GPU the current one, which is where Triton launches.
+def on_its_device(
+    launcher: Callable[..., Any], reference: Callable[..., Any], *, tensor: int = 0
+) -> Callable[..., Any]:
+    """A launcher that makes the GPU of its argument number ``tensor`` the current one, where Triton launches.
 
-    ``reference`` takes its place where Triton is missing or not wanted.
+    It calls ``reference`` where Triton is missing or not wanted.
     """
 
-    def launch(first: Tensor, *rest: Any) -> Any:
-        if path(first.device.type) != "triton":
-            return reference(first, *rest)
-        if first.device.type != "cuda" or first.device.index == torch.cuda.current_device():
-            return launcher(first, *rest)
-        with torch.cuda.device(first.device):
-            return launcher(first, *rest)
+    def launch(*arguments: Any) -> Any:
+        device = arguments[tensor].device
+        if of(device.type) != "triton":
+            return reference(*arguments)
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return launcher(*arguments)
+        with torch.cuda.device(device):
+            return launcher(*arguments)
 
     return launch
-
-
-def takes_low_precision(device: torch.device) -> bool:
-    """Whether products are made of bfloat16 and float16 as they come, rather than of their float32 copies."""
-    return path(device.type) == "triton"
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a kernel goes about `advance`.
-
-    Attributes:
-        path: "cpu" or "triton".
-        name: of the ways that the path has.
-        code: its index among them.
-        exact: it stops each problem by itself; otherwise the caller replays it.
-        keeps_residual: it can go on from the residual that it ended a chunk with.
-        captures: it takes several launches an iteration, which a CUDA graph is to replay.
-        least: updates that repay a call, beside what it prepares.
-    """
-
-    path: str
-    name: str
-    code: int
-    exact: bool
-    keeps_residual: bool
-    captures: bool
-    least: int = 1
-
-
-def advance_way(
-    device: torch.device, dtype: torch.dtype, batch: int, m: int, n: int, p: int, *,
-    product: bool, coupled: bool, heavy_ball: bool,
-) -> Way | None:  # fmt: skip
-    """The way in which problems of a kind are run, by a path's own judgement; None for the reference.
-
-    ``dtype``: that of M and Y. ``product``: there is an M. ``coupled``: the loss makes the rows of X depend on each
-    other. ``heavy_ball``: the solver is the heavy ball, which has more ways than others.
-    """
-    kind = path(device.type)
-    if kind == "reference":
-        return None
-    sizes = batch, m, n, p
-    if kind == "cpu":
-        launch: ModuleType = cpu
-        name = cpu.advance_way(
-            *sizes, product=product, coupled=coupled, lanes=heavy_ball, itemsize=dtype.itemsize,
-            threads=torch.get_num_threads(),
-        )  # fmt: skip
-    elif 0 in sizes:
-        return None
-    else:
-        launch = gpu()
-        name = launch.advance_way(*sizes, product=product, coupled=coupled, heavy_ball=heavy_ball, dtype=dtype)
-    code = launch.WAYS.index(name)
-    captures = device.type == "cuda" and name in launch.MANY_LAUNCHES
-    exact, keeps = name in launch.STOPS_EXACTLY, name in launch.KEEPS_RESIDUAL
-    return Way(kind, name, code, exact, keeps, captures, launch.LEAST_UPDATES.get(name, 1))

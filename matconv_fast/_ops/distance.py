@@ -8,24 +8,22 @@ import torch
 from torch import Tensor
 
 from .. import _checks, _reference
+from ..kernels.contract import ORDS, state_dtype
 from . import backend
 
 
-def _elsewhere(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002 - torch.linalg's own name
-    """On any other device; `kernel_distance` comes here with tensors that nobody has looked at."""
-    _checks.pair(A, B)
-    backend.path(A.device.type)  # says what runs
-    dtype = _checks.state_dtype(A.dtype)
-    return _reference.distance(A.to(dtype), B.to(dtype), _reference.ORDS[ord])
+def _by_reference(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002 - torch.linalg's own name
+    backend.of(A.device.type)  # warns where kernels are missing
+    dtype = state_dtype(A.dtype)
+    return _reference.distance(A.to(dtype), B.to(dtype), ORDS[ord])
 
 
 def _launch(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002
-    """By the Triton kernel: any dtype and strides; `kernel_distance` comes here as it does to `_elsewhere`."""
-    _checks.pair(A, B)
+    """By the Triton kernel, which takes any dtype and strides."""
     if A.shape != B.shape:
         A, B = torch.broadcast_tensors(A, B)
     if A.numel() == 0:
-        return _elsewhere(A, B, ord)
+        return _by_reference(A, B, ord)
     batch = A.shape[:-2]
     flat = (-1, *A.shape[-2:])
     return backend.gpu_losses().launch_distance(A.reshape(flat), B.reshape(flat), ord).view(batch)
@@ -39,56 +37,55 @@ def _fake(A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002
 
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
 _library.define("distance(Tensor A, Tensor B, int ord) -> Tensor")
-_triton = backend.on_its_device(_launch, _elsewhere)
-_library.impl("distance", _elsewhere, "CompositeExplicitAutograd")
-_library.impl("distance", _triton, "CUDA")
+_library.define("try_distance(Tensor A, Tensor B, int ord) -> Tensor?")
+_by_triton = backend.on_its_device(_launch, _by_reference)
+_library.impl("distance", _by_reference, "CompositeExplicitAutograd")
+_library.impl("distance", _by_triton, "CUDA")
+_library.impl("try_distance", backend.takes_nothing, "CompositeExplicitAutograd")
 torch.library.register_fake("matconv_fast::distance", _fake, lib=_library)
-_kernel = torch.ops.matconv_fast.distance.default
+_KERNEL = torch.ops.matconv_fast.distance.default
+_TRY = torch.ops.matconv_fast.try_distance.default
 
 
-def kernel_distance(A: Tensor, B: Tensor, ord: object) -> Tensor | None:  # noqa: A002
-    """``||A - B||`` by a kernel, or None where none takes the arguments. Nothing has been checked before.
-
-    The C++ kernel takes float32 or float64 matrices of one shape ``[m, n]`` or ``[batch, m, n]``. None records a
-    gradient.
-    """
+def try_distance(A: Tensor, B: Tensor, ord: object) -> Tensor | None:  # noqa: A002
+    """The fast path of small calls, see `backend`: the distance by the C++ kernel, or None."""
     if (
         (type(ord) is str or type(ord) is int)
-        and ord in _reference.ORDS
+        and ord in ORDS
         and A is not None
         and B is not None
         and backend.is_plain(A, B)
-        and backend.has_kernels()
+        and backend.has_native()
         and not backend.records_grad(A, B)
     ):
-        return backend.call(_kernel, _triton, A, B, _reference.ORDS.index(ord))
+        return _TRY(A, B, ORDS.index(ord))
     return None
 
 
 def distance(A: Tensor, B: Tensor, ord: str | int) -> Tensor:  # noqa: A002
-    """``||A - B||`` of float32 or float64 matrices ``[*, m, n]``, differentiable; contract in ``_reference.py``."""
+    """``||A - B||`` of float32 or float64 matrices ``[*, m, n]``, differentiable; already checked."""
     if A.shape != B.shape:
         A, B = torch.broadcast_tensors(A, B)
-    opaque = backend.is_opaque()
-    if not opaque and (not backend.is_plain(A, B) or backend.path(A.device.type) == "reference"):
+    emitted = backend.emits_operator()
+    if not emitted and (not backend.is_plain(A, B) or backend.of(A.device.type) == "reference"):
         return _reference.distance(A, B, ord)
     batch = A.shape[:-2]
     if len(batch) > 1:
         A, B = (t.reshape(-1, *t.shape[-2:]) for t in (A, B))
-    value = _Distance.apply(A, B, _reference.ORDS.index(ord))
+    value = _Distance.apply(A, B, ORDS.index(ord))
     return value.view(batch) if len(batch) > 1 else value
 
 
 class _Distance(torch.autograd.Function):
     """The kernel, with the gradient of plain PyTorch: 0 where A and B are equal, and shared by equal largest entries.
 
-    The gradient is made of differentiable operators, so that a second derivative is right.
+    The backward is composed of differentiable operators, so second derivatives work.
     """
 
     @staticmethod
     def forward(ctx: Any, A: Tensor, B: Tensor, ord: int) -> Tensor:  # noqa: A002
-        value = backend.call(_kernel, _triton, A, B, ord)
-        ctx.ord = _reference.ORDS[ord]
+        value = backend.call(_KERNEL, _by_triton, A, B, ord)
+        ctx.ord = ORDS[ord]
         ctx.save_for_backward(A, B, value)
         return value
 

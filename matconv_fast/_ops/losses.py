@@ -1,6 +1,6 @@
-"""``matconv_fast::residual_loss``, and ``residual_products``: with, in the same pass, what its gradients are made of.
+"""``matconv_fast::residual_loss``, and ``residual_products``, which also returns what its gradients are made of.
 
-They stand behind two differentiable functions: the loss, and the loss with its gradient by X, which a step takes.
+Two differentiable functions call them: the loss, and the loss with its gradient by X, which a step needs.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from .. import _checks, _reference
+from ..kernels.contract import LOSSES, state_dtype
 from . import backend
 
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
 _library.define("residual_loss(Tensor X, Tensor? M, Tensor? Y, int loss) -> Tensor")
+_library.define("try_residual_loss(Tensor X, Tensor? M, Tensor? Y, int loss) -> Tensor?")
 _library.define(
     "residual_products(Tensor X, Tensor? M, Tensor? Y, int loss, Tensor(a!)? R_Mt, Tensor(b!)? Xt_R, Tensor(c!)? R) "
     "-> Tensor"
 )
 
 
-def _elsewhere(
+def _by_reference(
     X: Tensor,
     M: Tensor | None,
     Y: Tensor | None,
@@ -30,14 +32,9 @@ def _elsewhere(
     Xt_R: Tensor | None = None,
     R: Tensor | None = None,
 ) -> Tensor:
-    """With ``R = X @ M - Y``: returns the loss, and fills what is given of ``R M^T``, ``X^T R`` and ``R``.
-
-    On any device but a CPU; `kernel_residual_loss` comes here with tensors that nobody has looked at.
-    """
-    _checks.problem(X, M, Y)
-    backend.path(X.device.type)  # says what runs
-    dtype = _checks.state_dtype(X.dtype)
-    X, M, Y = X.to(dtype), *(None if t is None else t.to(dtype) for t in (M, Y))
+    """With ``R = X @ M - Y``: returns the loss, and fills those of ``R M^T``, ``X^T R`` and ``R`` that are given."""
+    backend.of(X.device.type)  # warns where kernels are missing
+    X, M, Y = _wide(X, M, Y)
     residual = _reference.residual(X, M, Y)
     if R_Mt is not None:
         R_Mt.copy_(residual if M is None else residual @ M.mT)
@@ -45,77 +42,64 @@ def _elsewhere(
         Xt_R.copy_(X.mT @ residual)
     if R is not None:
         R.copy_(residual)
-    return _reference.residual_loss(X, M, Y, _reference.LOSSES[loss])
+    return _reference.loss_of_residual(residual, LOSSES[loss])
 
 
-def _launch(
-    X: Tensor,
-    M: Tensor | None,
-    Y: Tensor | None,
-    loss: int,
-    R_Mt: Tensor | None = None,
-    Xt_R: Tensor | None = None,
-    R: Tensor | None = None,
-) -> Tensor | None:
-    """By Triton kernels; `kernel_residual_loss` comes here as it does to `_elsewhere`."""
-    _checks.problem(X, M, Y)
-    batch = X.shape[:-2]
-    if any(t is not None and t.shape[:-2] != batch for t in (M, Y)):
-        return None  # what broadcasts is for the reference
+def _launch(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor:
+    """By Triton kernels; arguments as `_by_reference`, with one batch shape."""
     if X.numel() == 0 or (M is not None and M.numel() == 0):
-        return _elsewhere(X, M, Y, loss, R_Mt, Xt_R, R)
+        return _by_reference(X, M, Y, loss, *outputs)
     operand = X.dtype if M is None else M.dtype  # X may be float32 where the others are not
     flat = [None if t is None else t.to(operand).reshape(-1, *t.shape[-2:]).contiguous() for t in (X, M, Y)]
-    outputs = (None if t is None else t.view(-1, *t.shape[-2:]) for t in (R_Mt, Xt_R, R))
-    return backend.gpu_losses().launch_residual_products(*flat, loss, *outputs).view(batch)
+    flat_outputs = [None if t is None else t.view(-1, *t.shape[-2:]) for t in (*outputs, None, None, None)[:3]]
+    return backend.gpu_losses().launch_residual_products(*flat, loss, *flat_outputs).view(X.shape[:-2])
 
 
-_triton = backend.on_its_device(_launch, _elsewhere)
+_by_triton = backend.on_its_device(_launch, _by_reference)
 
 
 def _fake(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor:
     _checks.same_device(X=X, M=M, Y=Y)
     residual = _reference.residual(X, M, None if Y is None else Y.to(X.dtype))
-    return X.new_empty(residual.shape[:-2], dtype=_checks.state_dtype(X.dtype))
+    return X.new_empty(residual.shape[:-2], dtype=state_dtype(X.dtype))
 
 
 for _name in ("residual_loss", "residual_products"):
-    _library.impl(_name, _elsewhere, "CompositeExplicitAutograd")
-    _library.impl(_name, _triton, "CUDA")
+    _library.impl(_name, _by_reference, "CompositeExplicitAutograd")
+    _library.impl(_name, _by_triton, "CUDA")
     torch.library.register_fake(f"matconv_fast::{_name}", _fake, lib=_library)
-_loss_kernel = torch.ops.matconv_fast.residual_loss.default
-_products_kernel = torch.ops.matconv_fast.residual_products.default
+_library.impl("try_residual_loss", backend.takes_nothing, "CompositeExplicitAutograd")
+_LOSS = torch.ops.matconv_fast.residual_loss.default
+_TRY_LOSS = torch.ops.matconv_fast.try_residual_loss.default
+_PRODUCTS = torch.ops.matconv_fast.residual_products.default
 
 
-def kernel_residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: object) -> Tensor | None:
-    """The loss by a kernel, or None where none takes the arguments. Nothing has been checked before.
-
-    The C++ kernel takes one batch dimension or none. None records a gradient.
-    """
+def try_residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: object) -> Tensor | None:
+    """The fast path of small calls, see `backend`: the loss by the C++ kernel, or None."""
     if (
         type(loss) is str
-        and loss in _reference.LOSSES
+        and loss in LOSSES
         and X is not None
         and backend.is_plain(X, M, Y)
         and (Y is None or Y.dtype == X.dtype)
-        and backend.has_kernels()
+        and backend.has_native()
         and not backend.records_grad(X, M, Y)
         and not backend.autocasts(X)
     ):
-        return backend.call(_loss_kernel, _triton, X, M, Y, _reference.LOSSES.index(loss))
+        return _TRY_LOSS(X, M, Y, LOSSES.index(loss))
     return None
 
 
 def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> Tensor:
-    """One loss per problem, differentiable by every tensor, which have been checked."""
+    """One loss per problem, differentiable in every tensor; already checked."""
     batch = X.shape[:-2]
     flat = _for_kernels(X, M, Y)
     if flat is None:
         return _reference.residual_loss(*_wide(X, M, Y), loss)
     X, M, Y = flat
-    index = _reference.LOSSES.index(loss)
+    index = LOSSES.index(loss)
     if not backend.records_grad(X, M, Y):
-        value = backend.call(_loss_kernel, _triton, X, M, Y, index)
+        value = backend.call(_LOSS, _by_triton, X, M, Y, index)
     elif torch.compiler.is_compiling():
         value = _TracedLoss.apply(X, M, Y, index)
     else:
@@ -124,7 +108,7 @@ def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> T
 
 
 def loss_and_gradient(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient by X, both differentiable by every tensor, which have been checked."""
+    """The loss and its gradient by X, both differentiable in every tensor; already checked."""
     batch, shape = X.shape[:-2], X.shape
     flat = _for_kernels(X, M, Y)
     if flat is None:
@@ -132,7 +116,7 @@ def loss_and_gradient(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: str) 
         R = _reference.residual(X, M, Y)
         return _reference.loss_of_residual(R, loss), _reference.loss_gradient(R, M, loss)
     function = _LossAndGradient.apply if backend.records_grad(*flat) else _loss_and_gradient
-    value, gradient = function(*flat, _reference.LOSSES.index(loss))
+    value, gradient = function(*flat, LOSSES.index(loss))
     return (value.view(batch), gradient.view(shape)) if len(batch) > 1 else (value, gradient)
 
 
@@ -140,23 +124,23 @@ _Problem = tuple[Tensor, "Tensor | None", "Tensor | None"]
 
 
 def _wide(X: Tensor, M: Tensor | None, Y: Tensor | None) -> _Problem:
-    dtype = _checks.state_dtype(X.dtype)
+    dtype = state_dtype(X.dtype)
     return X.to(dtype), None if M is None else M.to(dtype), None if Y is None else Y.to(dtype)
 
 
 def _for_kernels(X: Tensor, M: Tensor | None, Y: Tensor | None) -> _Problem | None:
-    """With one batch dimension or none, in dtypes that a kernel takes; None where the reference is to run.
+    """The tensors as a kernel takes them, with at most one batch dimension; None where the reference must run.
 
-    The kernels take tensors of one batch shape; what broadcasts, and what a transform looks at, goes to the reference.
-    Low precision is multiplied as it comes on a GPU; elsewhere in float32, but for a Y that needs no gradient: as large
-    as the residual that is never held, it is converted piece by piece.
+    Broadcast batches and transforms use the reference. On a GPU, low precision is multiplied as it is. Elsewhere it is
+    converted to float32, except for a Y that needs no gradient: it is as large as the residual that is never
+    materialized, so the kernel converts it piece by piece.
     """
     batch = X.shape[:-2]
     if torch.compiler.is_compiling():
-        takes, low = backend.is_opaque(), X.is_cuda
+        takes, low = backend.emits_operator(), X.is_cuda
     else:
-        path = backend.path(X.device.type)
-        takes, low = path != "reference" and backend.is_plain(X, M, Y), path == "triton"
+        name = backend.of(X.device.type)
+        takes, low = name != "reference" and backend.is_plain(X, M, Y), name == "triton"
     if not takes or backend.autocasts(X) or any(t is not None and t.shape[:-2] != batch for t in (M, Y)):
         return None
     if not low:
@@ -170,16 +154,14 @@ def _for_kernels(X: Tensor, M: Tensor | None, Y: Tensor | None) -> _Problem | No
 
 
 def _products(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, *outputs: Tensor | None) -> Tensor:
-    value = backend.call(_products_kernel, _triton, X, M, Y, loss, *outputs)
-    assert value is not None  # whoever called has checked
-    return value
+    return backend.call(_PRODUCTS, _by_triton, X, M, Y, loss, *outputs)
 
 
 def _outputs(X: Tensor, M: Tensor | None, needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """Room for ``R M^T``, ``X^T R`` and ``R``, where the gradient of X, M or Y is needed."""
+    """Uninitialized ``R M^T``, ``X^T R`` and ``R``, where the gradient of X, M or Y is needed."""
     p = X.shape[-1] if M is None else M.shape[-1]
-    dtype = _checks.state_dtype(X.dtype)
-    operand = X.dtype if M is None else M.dtype  # what R is multiplied in, and held in
+    dtype = state_dtype(X.dtype)
+    operand = X.dtype if M is None else M.dtype  # the dtype in which R is multiplied and held
     return (
         X.new_empty(X.shape, dtype=dtype) if needed[0] else None,
         X.new_empty(M.shape, dtype=dtype) if M is not None and needed[1] else None,
@@ -188,7 +170,7 @@ def _outputs(X: Tensor, M: Tensor | None, needed: tuple[bool, ...]) -> tuple[Ten
 
 
 def _scales(X: Tensor, M: Tensor | None, value: Tensor, grad: Tensor, loss: str) -> tuple[Tensor, Tensor, Tensor]:
-    """What turns `_outputs` into gradients of X, M and Y."""
+    """The factors that turn `_outputs` into the gradients of X, M and Y."""
     elements = X.shape[-2] * (X.shape[-1] if M is None else M.shape[-1])
     scale = grad * _reference.gradient_scale(loss, elements)
     if loss == "fro":
@@ -198,11 +180,11 @@ def _scales(X: Tensor, M: Tensor | None, value: Tensor, grad: Tensor, loss: str)
 
 
 class _ResidualLoss(torch.autograd.Function):
-    """The loss, with its gradients but for their scale computed on the way, while the blocks of R are at hand.
+    """The loss. The forward also computes the gradients up to a scale factor, while the blocks of R are in the cache.
 
-    So the first backward scales what is there in place and hands it over; one that comes later (``retain_graph``)
-    computes it again, by the same kernel to the same bits. Nothing that was saved is written to. With
-    ``create_graph`` the gradient is that of the reference, which is differentiable in turn.
+    The first backward scales them in place and returns them. A later one (``retain_graph``) computes them again, with
+    the same kernel and the same bits. Saved tensors are never written to. With ``create_graph`` the gradients are those
+    of the reference, which are differentiable themselves.
     """
 
     @staticmethod
@@ -222,14 +204,14 @@ class _ResidualLoss(torch.autograd.Function):
         if products is None:
             products = _outputs(X, M, ctx.needed)
             _products(X, M, Y, ctx.loss, *products)
-        scales = _scales(X, M, value, grad, _reference.LOSSES[ctx.loss])
+        scales = _scales(X, M, value, grad, LOSSES[ctx.loss])
         if not backend.is_plain(grad) or backend.is_batched(grad):
             return *(None if t is None else t * s for t, s in zip(products, scales, strict=True)), None
         return *(None if t is None else t.mul_(s) for t, s in zip(products, scales, strict=True)), None
 
 
 class _TracedLoss(torch.autograd.Function):
-    """As `_ResidualLoss`, for a compiler: it owns the memory, and decides itself what is written in place."""
+    """`_ResidualLoss` for a compiler, which plans memory and in-place writes by itself."""
 
     @staticmethod
     def forward(ctx: Any, X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int) -> Tensor:
@@ -243,16 +225,16 @@ class _TracedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         X, M, value, *products = ctx.saved_tensors
-        scales = _scales(X, M, value, grad, _reference.LOSSES[ctx.loss])
+        scales = _scales(X, M, value, grad, LOSSES[ctx.loss])
         return *(None if t is None else t * s for t, s in zip(products, scales, strict=True)), None
 
 
 def _differentiable_gradients(
     X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int, needed: tuple[bool, bool, bool], grad: Tensor
 ) -> list[Tensor | None]:
-    # views, so that the gradient by each stays at it where one of them was made from another, or is another
+    # Views keep the gradients apart where two of the tensors are one, or one was computed from another.
     X, M, Y = X.view_as(X), None if M is None else M.view_as(M), None if Y is None else Y.view_as(Y)
-    value = _reference.residual_loss(*_wide(X, M, Y), _reference.LOSSES[loss])
+    value = _reference.residual_loss(*_wide(X, M, Y), LOSSES[loss])
     inputs = [t for t, wanted in zip((X, M, Y), needed, strict=True) if wanted and t is not None]
     gradients = iter(torch.autograd.grad(value, inputs, grad, create_graph=True))
     return [next(gradients) if wanted else None for wanted in needed]
@@ -261,7 +243,7 @@ def _differentiable_gradients(
 def _loss_and_gradient(X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int) -> tuple[Tensor, Tensor]:
     outputs = _outputs(X, M, (True, False, False))
     value = _products(X, M, Y, loss, *outputs)
-    scale, _, _ = _scales(X, M, value, torch.ones_like(value), _reference.LOSSES[loss])
+    scale, _, _ = _scales(X, M, value, torch.ones_like(value), LOSSES[loss])
     assert outputs[0] is not None
     return value, outputs[0] * scale
 
@@ -275,12 +257,12 @@ class _LossAndGradient(torch.autograd.Function):
         fro:       Z = (W - N <N, W>) / ||R|| + g N,   dM = X^T Z + U^T N,    N = R / ||R||, all 0 where R = 0
         dX = Z M^T,  dY = -Z
 
-    The backward makes R again, by differentiable operators, so that second derivatives are right.
+    The backward computes R again, with differentiable operators, so second derivatives work.
     """
 
     @staticmethod
     def forward(ctx: Any, X: Tensor, M: Tensor | None, Y: Tensor | None, loss: int) -> tuple[Tensor, Tensor]:
-        ctx.loss = _reference.LOSSES[loss]
+        ctx.loss = LOSSES[loss]
         ctx.save_for_backward(X, M, Y)
         return _loss_and_gradient(X, M, Y, loss)
 

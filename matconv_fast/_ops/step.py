@@ -9,55 +9,30 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .. import _checks, _reference
+from ..kernels.contract import LOSSES, state_dtype
 from . import backend
 
+_SIGNATURE = "(Tensor(a!) X, Tensor(b!) V, Tensor? M, Tensor? Y, float lr, float momentum, int loss)"
 _library = torch.library.Library("matconv_fast", "FRAGMENT")
-_library.define(
-    "heavy_ball_step_(Tensor(a!) X, Tensor(b!) V, Tensor? M, Tensor? Y, float lr, float momentum, int loss) -> Tensor"
-)
+_library.define(f"heavy_ball_step_{_SIGNATURE} -> Tensor")
+_library.define(f"try_heavy_ball_step_{_SIGNATURE} -> Tensor?")
 
 
-def _elsewhere(
+def _by_reference(
     X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: float, momentum: float, loss: int
-) -> Tensor | None:
-    """By plain PyTorch; nothing has been checked before. None for low precision, whose X needs more than this."""
-    for name, t in (("X", X), ("V", V)):
-        _checks.matrix(name, t)
-    batch, *_ = _checks.problem(X, M, Y)
-    _checks.same_device(X=X, V=V)
-    _checks.writable_state(X, V, batch)
-    if _checks.state_dtype(X.dtype) != X.dtype:
-        return None
-    backend.path(X.device.type)  # says what runs
+) -> Tensor:
+    backend.of(X.device.type)  # warns where kernels are missing
     M, Y = (None if t is None else t.to(X.dtype) for t in (M, Y))
     rate, decay = (X.new_full((), value) for value in (lr, momentum))
-    X2, V2, before = _reference.heavy_ball_step(X, V, M, Y, rate, decay, _reference.LOSSES[loss])
+    X2, V2, before = _reference.heavy_ball_step(X, V, M, Y, rate, decay, LOSSES[loss])
     X.copy_(X2)
     V.copy_(V2)
     return before
 
 
-def _launch(
-    X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: float, momentum: float, loss: int
-) -> Tensor | None:
-    """By Triton kernels, where all tensors are as they take them; nothing has been checked before."""
-    batch, factors = X.shape[:-2], [t for t in (M, Y) if t is not None]
-    p = X.shape[-1] if M is None else M.shape[-1]
-    if (
-        X.ndim < 2
-        or X.numel() * p == 0
-        or X.dtype not in (torch.float32, torch.float64)
-        or V.dtype != X.dtype
-        or V.shape != X.shape
-        or (M is not None and M.shape != (*batch, X.shape[-1], p))
-        or (Y is not None and Y.shape != (*batch, X.shape[-2], p))
-        or (Y is None and X.shape[-2] != p)
-        or any(_checks.state_dtype(t.dtype) != X.dtype or t.dtype != factors[0].dtype for t in factors)
-        or any(t.device != X.device or t.layout != torch.strided for t in (X, V, *factors))
-        or _overlap(X, V)
-        or any(size > 1 and stride == 0 for t in (X, V) for size, stride in zip(t.shape, t.stride(), strict=True))
-    ):
-        return None
+def _launch(X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: float, momentum: float, loss: int) -> Tensor:
+    """By Triton kernels, which take contiguous tensors."""
+    batch, p = X.shape[:-2], X.shape[-1] if M is None else M.shape[-1]
     M, Y = (t.clone() if t is not None and (_overlap(t, X) or _overlap(t, V)) else t for t in (M, Y))
     if Y is None:
         Y = torch.eye(X.shape[-2], p, dtype=X.dtype if M is None else M.dtype, device=X.device)
@@ -70,7 +45,7 @@ def _launch(
 
 
 def _overlap(A: Tensor, B: Tensor) -> bool:
-    """Whether two tensors may share memory: whether the stretches from their first to their last elements meet."""
+    """Whether two tensors may share memory: whether the ranges from their first to their last element intersect."""
 
     def end(t: Tensor) -> int:
         last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
@@ -84,51 +59,50 @@ def _fake(X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, *_: Any) -> 
     return X.new_empty(X.shape[:-2])
 
 
-_triton = backend.on_its_device(_launch, _elsewhere)
-_library.impl("heavy_ball_step_", _elsewhere, "CompositeExplicitAutograd")
-_library.impl("heavy_ball_step_", _triton, "CUDA")
+_by_triton = backend.on_its_device(_launch, _by_reference)
+_library.impl("heavy_ball_step_", _by_reference, "CompositeExplicitAutograd")
+_library.impl("heavy_ball_step_", _by_triton, "CUDA")
+_library.impl("try_heavy_ball_step_", backend.takes_nothing, "CompositeExplicitAutograd")
 torch.library.register_fake("matconv_fast::heavy_ball_step_", _fake, lib=_library)
-_kernel = torch.ops.matconv_fast.heavy_ball_step_.default
+_KERNEL = torch.ops.matconv_fast.heavy_ball_step_.default
+_TRY = torch.ops.matconv_fast.try_heavy_ball_step_.default
 _NUMBERS = (float, int)
 
 
-def heavy_ball_step_(
+def try_heavy_ball_step_(
     X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: Any, momentum: Any, loss: Any
 ) -> Tensor | None:
-    """One heavy-ball step by a kernel; the loss before it, or None where none takes the arguments.
-
-    Nothing has been checked before, and nothing is written with None.
-    """
+    """The fast path of small calls, see `backend`: one step by the C++ kernel, or None with nothing written."""
     if not (
         type(lr) in _NUMBERS
         and type(momentum) in _NUMBERS
         and 0 <= lr <= 1e38
         and 0 <= momentum <= 1e38
         and type(loss) is str
-        and loss in _reference.LOSSES
+        and loss in LOSSES
         and X is not None
         and V is not None
         and backend.is_plain(X, V, M, Y)
-        and not (X.is_neg() or V.is_neg())  # a pending negation makes them no memory to write to
-        and backend.has_kernels()
+        and not (X.is_neg() or V.is_neg())  # a pending negation: their memory holds other numbers
+        and backend.has_native()
         and not backend.autocasts(X)
     ):
         return None
-    index = _reference.LOSSES.index(loss)
+    index = LOSSES.index(loss)
     if backend.records_grad(X, V, M, Y):
         with torch.no_grad():
-            before = backend.call(_kernel, _triton, X, V, M, Y, lr, momentum, index)
+            before = _TRY(X, V, M, Y, lr, momentum, index)
     else:
-        before = backend.call(_kernel, _triton, X, V, M, Y, lr, momentum, index)
+        before = _TRY(X, V, M, Y, lr, momentum, index)
     if before is not None:
         increment_version((X, V))
     return before
 
 
-def heavy_ball_step(
+def try_heavy_ball_step(
     X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: Any, momentum: Any, loss: Any
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """As `heavy_ball_step_`, on copies of X and V: ``(X', V', loss)``. None where a gradient is to be recorded, too."""
+    """`try_heavy_ball_step_` on copies: ``(X', V', loss)``. None also where autograd records."""
     if (
         not (isinstance(X, Tensor) and isinstance(V, Tensor) and backend.is_plain(X, V, M, Y))
         or backend.records_grad(X, V, M, Y)
@@ -137,25 +111,35 @@ def heavy_ball_step(
     ):
         return None
     X, V = X.clone(), V.clone()
-    before = heavy_ball_step_(X, V, M, Y, lr, momentum, loss)
+    before = try_heavy_ball_step_(X, V, M, Y, lr, momentum, loss)
     return None if before is None else (X, V, before)
 
 
-def traced_step_(
+def heavy_ball_step_(
     X: Tensor, V: Tensor, M: Tensor | None, Y: Tensor | None, lr: Any, momentum: Any, loss: str
 ) -> Tensor | None:
-    """As `heavy_ball_step_`, in a function that is being compiled, of tensors that have been checked."""
-    factors = [t for t in (M, Y) if t is not None]
-    batch = X.shape[:-2]
+    """One step by the operator, in eager code on a GPU and in compiled code; already checked.
+
+    None where the reference must run: no kernel takes the arguments.
+    """
+    if torch.compiler.is_compiling():
+        takes = backend.emits_operator()
+    else:
+        takes = backend.of(X.device.type) == "triton" and backend.is_plain(X, V, M, Y) and not backend.autocasts(X)
+        takes = takes and not (X.is_neg() or V.is_neg())
+    factors, batch = [t for t in (M, Y) if t is not None], X.shape[:-2]
     if not (
-        backend.is_opaque()
+        takes
         and isinstance(lr, _NUMBERS)
         and isinstance(momentum, _NUMBERS)
-        and X.dtype in (torch.float32, torch.float64)
+        and X.dtype == state_dtype(X.dtype)
         and X.numel() > 0
         and X.ndim < 4
         and all(t.shape[:-2] == batch and t.shape[-1] > 0 for t in factors)
         and all(t.dtype == factors[0].dtype for t in factors)
     ):
         return None
-    return _kernel(X, V, M, Y, lr, momentum, _reference.LOSSES.index(loss))
+    before = backend.call(_KERNEL, _by_triton, X, V, M, Y, lr, momentum, LOSSES.index(loss))
+    if not torch.compiler.is_compiling():
+        increment_version((X, V))
+    return before

@@ -1,4 +1,4 @@
-"""Tolerances, and stagnation; the stop at a tolerance itself is `start_run` and `finish_chunk`, two operators."""
+"""Tolerances, and stagnation. The stop at a tolerance itself is decided by the operator `finish_chunk`."""
 
 from __future__ import annotations
 
@@ -6,40 +6,48 @@ import torch
 from torch import Tensor
 
 from .. import _reference
+from ..problem import Problem
 from .options import Options
-from .problem import Problem
 
-# A residual within this many units of rounding of ||X|| ||M|| + ||Y|| may be as small as the dtype allows. It takes so
-# many because the updates round too, and on an ill-conditioned M that costs more than the rounding of the residual.
+# A residual within this many units of rounding of ||X|| ||M|| + ||Y|| may be as small as the dtype allows. The number
+# is large because updates round as well, which costs more than the rounding of the residual where M is ill-conditioned.
 FLOOR_UNITS = 1_000
 
-# An explicit patience asks for this much progress, in ||R||; without one, any progress beyond rounding will do.
+# The progress in ||R|| that an explicit patience asks for. Without a patience, any progress beyond rounding will do.
 PROGRESS = 0.01
 
 
 def tolerance(problem: Problem, options: Options) -> Tensor:
     """``max(atol, rtol ||Y||_F)`` of each problem, ``[B]`` float64."""
-    return _reference.tolerances(problem.Y_norm(), options.relative(problem.input_dtype), options.atol)
+    return _reference.tolerances(problem.Y_norm(), options.relative(problem.precision.inputs), options.atol)
 
 
 def stagnated(problem: Problem, X: Tensor, sums: Tensor, best: Tensor, mark: Tensor, explicit: bool) -> Tensor:
-    """Whether the best residual has come to a halt since the last look, ``[B]`` bool.
+    """Whether the best residual has stagnated since the last check, ``[B]`` bool.
 
-    With an explicit patience: whether it fell by less than `PROGRESS`. Without, a slow fall goes on until `max_iters`:
-    it must have stopped falling altogether, and the residual must either stand still there or be near what rounding
-    allows; the momentum's own rise and fall is neither.
+    With an explicit patience: whether ``||R||`` fell by less than `PROGRESS`. Without one, a slow fall may continue
+    until `max_iters`. Then it must not have fallen at all, and the current residual must either equal the best or be
+    near the rounding floor, which the rise and fall under momentum does not.
+
+    Args:
+        problem: what is solved.
+        X: ``[B, m, n]``, the current iterate.
+        sums: ``[B]``, its ``||R||^2``.
+        best: ``[B]``, the smallest so far.
+        mark: ``[B]``, ``best`` at the last check.
+        explicit: whether the user gave a patience.
     """
     if explicit:
         return best > (1 - PROGRESS) ** 2 * mark
-    eps = torch.finfo(problem.Y.dtype).eps
+    eps = problem.precision.eps
     halted = best > (1 - 4 * eps) * mark
     still = sums <= (1 + 1e-3) * best
     return halted & (still | (at_rounding_floor(problem, X, sums) & (sums <= 100 * best)))
 
 
 def at_rounding_floor(problem: Problem, X: Tensor, sums: Tensor) -> Tensor:
-    """Whether ``||R||`` is within `FLOOR_UNITS` roundings of the terms that it is the difference of."""
+    """Whether ``||R||`` is within `FLOOR_UNITS` units of rounding of the terms that it is the difference of."""
     norm_X = torch.linalg.vector_norm(X, dim=(-2, -1), dtype=torch.float64)
     norm_M = 1.0 if problem.M is None else torch.linalg.vector_norm(problem.M, dim=(-2, -1), dtype=torch.float64)
-    floor = FLOOR_UNITS * torch.finfo(problem.Y.dtype).eps * (norm_X * norm_M + problem.Y_norm())
+    floor = FLOOR_UNITS * problem.precision.eps * (norm_X * norm_M + problem.Y_norm())
     return sums.sqrt() <= floor

@@ -1,4 +1,4 @@
-"""How a run learns, without waiting for the device, how many problems go on."""
+"""How the host learns how many problems go on, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections import deque
 import torch
 from torch import Tensor
 
-# Chunks that a GPU may be given before the host waits for the oldest: one that runs and one that is next.
-UNDER_WAY = 2
+# Chunks in flight before the host waits for the oldest: one that runs and one that is queued.
+IN_FLIGHT = 2
 
 
 class Flags:
-    """Two counts of every chunk, on their way to the host: problems that go on, and the longest replay due (-1: none).
+    """Two counts of every chunk, copied to the host: problems that go on, and the longest replay due (-1: none).
 
-    On a CPU they are there at once. On a GPU they follow the chunk into pinned memory, and an event says when they have
-    come; until then the host launches the next chunk, which finds on the device what there is to do, if anything.
+    On a CPU they are available at once. On a GPU they are copied to pinned memory behind the chunk, and an event marks
+    their arrival. Until then the host launches the next chunk, which reads on the device what is left to do.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,7 +23,7 @@ class Flags:
         self._sent: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
 
     def send(self, counts: Tensor) -> None:
-        """Start ``counts [2]`` on their way, behind what has been launched."""
+        """Copy ``counts [2]`` behind what has been launched."""
         if not self.lags:
             self._sent.append((counts, None))
             return
@@ -34,14 +34,14 @@ class Flags:
         self._sent.append((pinned, event))
 
     def latest(self) -> tuple[int, int] | None:
-        """The newest counts that have come, if any have since the last look; waits where too many are under way."""
+        """The newest counts that have arrived since the last call, or None; waits if too many chunks are in flight."""
         found = None
-        while self._sent and self._come(len(self._sent) > UNDER_WAY):
+        while self._sent and self._arrived(len(self._sent) > IN_FLIGHT):
             running, longest = self._sent.popleft()[0].tolist()
             found = running, longest
         return found
 
-    def _come(self, wait: bool) -> bool:
+    def _arrived(self, wait: bool) -> bool:
         event = self._sent[0][1]
         if event is not None and wait:
             event.synchronize()

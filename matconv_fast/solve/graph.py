@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import torch
 
-# A capture takes the host about as long as the chunk itself, and the first chunk runs without, to compile and to fill
-# caches; so it pays from the third chunk on.
+# The first chunk runs uncaptured, which compiles the kernels and fills caches. A capture takes the host about as long
+# as a chunk, so it pays from the third chunk on.
 WARM_UP = 1
 
 
 class Replayed:
-    """Calls a function that only launches work on fixed tensors; from its second call on, replays what it launched.
+    """Calls a function that only launches work on fixed tensors; from the second call on, it replays a CUDA graph.
 
-    The tensors that it reads and writes must be those of the first call, every time.
+    The function must read and write the same tensors in every call.
     """
 
     def __init__(self, launch: Callable[[], None]) -> None:
@@ -23,7 +23,7 @@ class Replayed:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
-        """Run it once, behind what the current stream holds."""
+        """Run it once, on the current stream."""
         self._calls += 1
         if self._calls <= WARM_UP:
             self._launch()
@@ -37,7 +37,7 @@ class Replayed:
         current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
-            # other threads may go on allocating and launching
+            # thread_local: other threads may allocate and launch meanwhile
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 self._launch()

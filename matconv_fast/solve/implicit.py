@@ -1,9 +1,9 @@
-"""Gradients of a solve by the implicit function theorem: those of the exact solution, whatever iterations led there.
+"""Gradients of a solve by the implicit function theorem: those of the exact solution.
 
     X = Y M^T (M M^T)^-1;  with  Z (M M^T) = dX:   dY = Z M,   dM = -X^T (Z M) - Z^T R
 
-which takes one QR decomposition of M, and no memory for the iterations. It asks for M of full row rank: for another, X
-depends on where the iteration started.
+They take one QR decomposition of M and no memory for the iterations. M must have full row rank; otherwise X depends on
+where the iteration started.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def differentiable(M: Tensor | None, Y: Tensor | None, X: Tensor, status: Tensor
     if M is not None and M.shape[-2] > M.shape[-1]:
         raise ValueError(
             f"gradients through a solve need M of full row rank, but {_checks.describe(M)} has more rows than columns "
-            "(more columns than rows with left=True): many X solve the equation, and which of them is found depends on "
-            "X0; call it under torch.no_grad()"
+            "(more columns than rows with left=True): many X solve the equation, and which one is found depends on "
+            "X0; call solve under torch.no_grad()"
         )
     return _Implicit.apply(M, Y, X, status)
 
@@ -57,13 +57,13 @@ class _Implicit(torch.autograd.Function):
 
 
 def _warn(status: Tensor) -> None:
-    """At rounding's floor, or a least-squares minimum, a solve has come to its end, too."""
+    """Warn of problems that were cut short. STAGNATED is final: the rounding floor, or a least-squares minimum."""
     ended = (status == Status.CONVERGED) | (status == Status.STAGNATED)
     missing = int((~ended).sum())
     if missing:
         warnings.warn(
             f"matconv_fast: {missing} of {status.numel()} problems had not converged; the gradient is that of the "
-            "exact solution, at the X that was reached",
+            "exact solution, evaluated at the X that was reached",
             RuntimeWarning, stacklevel=2,
         )  # fmt: skip
 

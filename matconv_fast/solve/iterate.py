@@ -7,15 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .. import _checks, _reference
+from .. import _checks
 from .._ops import distance
+from ..kernels.contract import ORDS
+from ..problem import Problem
 from .options import Options
-from .problem import Problem
 from .progress import progress_bar
 from .solution import Solution
 from .status import Status
 
-# Between two waits for a GPU; on a CPU a look costs nothing, and no update past the stop is made.
+# Updates between two waits for a GPU. On a CPU a check costs nothing, so no update past the stop is made.
 GPU_CHECK_EVERY = 32
 
 
@@ -36,19 +37,19 @@ def iterate(
 ) -> Solution:
     """Apply `update` to a copy of A until it equals B: until ``||A - B|| <= max(atol, rtol ||B||)``.
 
-    The distance is taken on the device after every update and the host looks at it every `check_every`. The result is
-    the first iterate that meets the tolerance; up to ``check_every - 1`` further updates may have been computed and
-    dropped, which matters only for one that draws random numbers or has side effects.
+    The distance is computed on the device after every update; the host checks it every `check_every`. The result is the
+    first iterate that meets the tolerance. Up to ``check_every - 1`` further updates may have been computed and
+    discarded, which matters only for one that draws random numbers or has side effects.
 
     Args:
-        update: takes the iterate and returns the next one, or changes it in place and returns None. Gradients are not
-            recorded around it; one that needs them enables them itself (``torch.enable_grad``).
-        A: ``[*, m, n]``, floating-point, where to start; left as it is.
+        update: takes the iterate and returns the next one, or modifies it in place and returns None. It runs without
+            recording gradients; one that needs them uses ``torch.enable_grad``.
+        A: ``[*, m, n]``, floating-point, where to start; not modified.
         B: the target, of the same dtype and device; leading dimensions broadcast.
-        atol: absolute tolerance; with both tolerances 0 it asks for equality, as ``torch.equal`` does.
+        atol: absolute tolerance; with both tolerances 0 it tests for equality, as ``torch.equal`` does.
         rtol: tolerance relative to ``||B||``.
         max_iters: most updates made.
-        check_every: updates between two looks by the host; None is 1 on a CPU and 32 elsewhere.
+        check_every: updates between two checks by the host; None is 1 on a CPU and 32 elsewhere.
         ord: norm of the distance, ``"fro"``, ``"max"`` or ``1``; see `distance`.
         record_every: updates between two entries of the history; 0 records none.
         progress: show a progress bar (needs tqdm).
@@ -71,21 +72,21 @@ def iterate(
     options = Options(atol, rtol, max_iters, check_every, record_every, None, progress, throw)
     if not callable(update):
         raise TypeError(f"update must be callable, got {_checks.describe(update)}")
-    _checks.choice("ord", ord, _reference.ORDS)
+    _checks.choice("ord", ord, ORDS)
     _checks.pair(A, B)
     problem = Problem.of(None, B.detach(), A.detach(), "fro", left=False)
     shape = (*problem.batch, problem.m, problem.n)
 
     dtype, target = problem.dtype, B.to(problem.dtype)
-    work = A.expand(shape).clone()  # what the update works on; it may go on past the stop
+    work = A.expand(shape).clone()  # the update's own iterate, which may run past the stop
     X, gap = work.clone(), distance(work.to(dtype), target, ord)
     tolerance = torch.full_like(gap, atol)
     if rtol:
         tolerance = (rtol * distance(target, torch.zeros_like(target), ord)).clamp(min=atol).expand_as(gap)
     every = check_every or (1 if A.device.type == "cpu" else GPU_CHECK_EVERY)
-    masked = every > 1 or problem.size != 1  # else nothing is computed past the stop that must be held back
+    masked = every > 1 or problem.size != 1  # otherwise nothing past the stop is computed, so nothing is masked
 
-    running = (gap > tolerance) & gap.isfinite()  # NaN is not
+    running = (gap > tolerance) & gap.isfinite()
     iterations = torch.zeros_like(gap, dtype=torch.int64)
     history = [gap]
     done, going = 0, bool(running.any())
@@ -121,6 +122,7 @@ def iterate(
         iterations=iterations,
         status=status,
         history=recorded.masked_fill(past, torch.nan),
+        method="the user's update",
         state=None,
         problem=problem,
         options=options,
@@ -131,7 +133,7 @@ def iterate(
 
 
 def _updated(update: Callable[[Tensor], Tensor | None], work: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The next iterate, from an update of either kind."""
+    """The next iterate, from an update that returns it or works in place."""
     result = update(work)
     if result is None:
         return work

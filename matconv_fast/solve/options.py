@@ -1,4 +1,4 @@
-"""The keyword options of `solve`, checked once and carried inside as one value."""
+"""The keyword options of `solve`, checked once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .. import _checks
 
 DEFAULT_MAX_ITERS = 10_000
 
-# Residuals that a well-conditioned problem reaches in a few thousand iterations, with an order of magnitude to spare.
+# Residuals that a well-conditioned problem reaches in a few thousand iterations, an order of magnitude from its floor.
 DEFAULT_RTOL = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
-# With patience=None: how often the loop asks whether rounding has stopped it, in iterations.
+# Iterations between two checks for stagnation where the user gave no patience.
 AUTO_PATIENCE = 1_000
 
 
@@ -46,15 +46,15 @@ class Options:
 
     @property
     def tolerances(self) -> tuple[float | int | None, ...]:
-        """What decides that a problem is done."""
+        """The options that decide when a problem is done."""
         return self.atol, self.rtol, self.patience
 
     def relative(self, dtype: torch.dtype) -> float:
-        """The relative tolerance, chosen by the inputs' dtype where the user named none."""
+        """The relative tolerance; by the dtype of the inputs where the user gave none."""
         return DEFAULT_RTOL[dtype] if self.rtol is None else self.rtol
 
     def stagnation_interval(self, dtype: torch.dtype) -> int | None:
-        """Iterations between two looks for stagnation; None where no tolerance could be missed."""
+        """Iterations between two checks for stagnation; None where both tolerances are 0, so that none is missed."""
         if self.patience is not None:
             return self.patience
         return AUTO_PATIENCE if self.atol > 0 or self.relative(dtype) > 0 else None

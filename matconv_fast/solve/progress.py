@@ -1,4 +1,4 @@
-"""A progress bar, when one is asked for."""
+"""The progress bar."""
 
 from __future__ import annotations
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import diagnosis, saved
-from .loop import State
+from .. import _saved, plotting
+from ..problem import Problem
+from . import diagnosis
+from .checkpoint import Checkpoint
 from .options import Options
-from .problem import Problem
+from .snapshots import curves, direct_comparison, snapshots
 from .status import Status
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ class ConvergenceError(RuntimeError):
     """Raised for a solve that did not converge, by ``throw=True`` and `Solution.raise_for_status`.
 
     Attributes:
-        solution: the `Solution`, so that nothing is lost.
+        solution: the `Solution`.
     """
 
     def __init__(self, message: str, solution: Solution) -> None:
@@ -32,10 +34,10 @@ class ConvergenceError(RuntimeError):
         self.solution = solution
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ConvergenceError, (str(self), self.solution)  # to come out of another process
+        return ConvergenceError, (str(self), self.solution)  # picklable, to leave another process
 
 
-_TENSORS = ("X", "loss", "residual_norm", "iterations", "status", "history")
+_SAVED = ("X", "loss", "residual_norm", "iterations", "status", "history", "method")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,13 +48,14 @@ class Solution:
         X: the iterate at which each problem stopped, ``[*, m, n]``, in float32 for bfloat16 and float16 inputs.
         loss: its loss.
         residual_norm: its ``||X @ M - Y||_F`` (for `iterate`, the distance in the norm asked for), float64.
-        iterations: updates made, int64; with ``X0=solution`` those before are counted in.
+        iterations: updates made, int64; with ``X0=solution`` those of the earlier solve included.
         status: `Status` codes, int64.
         history: ``[*, H]``, the loss after 0, record_every, 2 record_every, ... updates of this call; NaN after a
             problem has stopped.
-        state: what ``solve(..., X0=solution)`` goes on from; None for `iterate`.
-        restored: whether it comes from a state dict or a copy; then ``solve(..., X0=solution)`` knows M and Y again by
-            their values, which it waits for the device to compare, and not by their memory.
+        method: what ran: solver, algorithm and backend.
+        state: what ``solve(..., X0=solution)`` continues from; None for `iterate`.
+        restored: whether it was loaded or copied. Then ``solve(..., X0=solution)`` compares M and Y by value, for which
+            it waits for the device, and not by identity.
 
     It can be saved (`state_dict`), pickled and deep-copied; X of a copy carries no gradient.
     """
@@ -63,10 +66,11 @@ class Solution:
     iterations: Tensor
     status: Tensor
     history: Tensor
-    state: State | None
+    method: str
+    state: Checkpoint | None
     problem: Problem = field(repr=False)
     options: Options = field(repr=False)
-    start: State | None = field(default=None, repr=False)
+    start: Checkpoint | None = field(default=None, repr=False)
     restored: bool = field(default=False, repr=False)
 
     @property
@@ -76,7 +80,7 @@ class Solution:
 
     @property
     def message(self) -> str:
-        """How it went and what to do about it, in words; in a batch, of the first problem that did not converge.
+        """The outcome and a suggested fix, in words; in a batch, of the first problem that did not converge.
 
         Reads the device, and may take a singular value decomposition of M.
         """
@@ -115,8 +119,8 @@ class Solution:
     def state_dict(self) -> dict[str, Any]:
         """Everything in a dict that ``torch.save`` and ``torch.load(weights_only=True)`` take.
 
-        That is the result, the options, the solver with its hyperparameters, the state in which the solve began (which
-        `plot` needs) and ended, and M and Y. M and Y are copied, the other tensors are the solution's own, detached.
+        It holds the result, the options, the solver with its hyperparameters, the state before (for `plot`) and after
+        the solve, and M and Y. M and Y are copied; the other tensors are the solution's own, detached.
 
         Returns:
             A dict of tensors, numbers, strings, None and containers of them, for `from_state_dict`.
@@ -130,19 +134,19 @@ class Solution:
             >>> torch.equal(mcf.solve(M, X0=sol).X, mcf.solve(M).X)
             True
         """
-        values = {name: saved.plain(getattr(self, name)) for name in _TENSORS}
+        values = {name: _saved.plain(getattr(self, name)) for name in _SAVED}
         for name, state in (("state", self.state), ("start", self.start)):
             values[name] = None if state is None else state.state_dict()
         values["problem"] = self.problem.state_dict()
-        values["options"] = saved.sealed("Options", {k: saved.plain(v) for k, v in vars(self.options).items()})
-        return saved.sealed("Solution", values)
+        values["options"] = _saved.sealed("Options", {k: _saved.plain(v) for k, v in vars(self.options).items()})
+        return _saved.sealed("Solution", values)
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any]) -> Solution:
         """The solution that `state_dict` was called on.
 
-        ``solve(M, Y, X0=solution)`` goes on from it exactly, where M and Y hold the same numbers as then, on the same
-        device; that call compares them, and so waits for the device.
+        ``solve(M, Y, X0=solution)`` continues from it exactly if M and Y hold the same numbers as then, on the same
+        device. It compares them, for which it waits for the device.
 
         Args:
             state_dict: what `state_dict` returned, saved and loaded or not. Its tensors are not copied.
@@ -154,12 +158,12 @@ class Solution:
             TypeError: it is no dict.
             ValueError: it is the state dict of something else, or in a format that this version does not read.
         """
-        values = saved.opened(state_dict, "Solution", (*_TENSORS, "state", "start", "problem", "options"))
-        options = saved.opened(values["options"], "Options", [field.name for field in fields(Options)])
+        values = _saved.opened(state_dict, "Solution", (*_SAVED, "state", "start", "problem", "options"))
+        options = _saved.opened(values["options"], "Options", [field.name for field in fields(Options)])
         with torch.no_grad():
             values["problem"] = Problem.from_state_dict(values["problem"], values["X"])
         for name in ("state", "start"):
-            values[name] = None if values[name] is None else State.from_state_dict(values[name])
+            values[name] = None if values[name] is None else Checkpoint.from_state_dict(values[name])
         return cls(**{**values, "options": Options(**options), "restored": True})
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -171,7 +175,7 @@ class Solution:
     def plot(self) -> go.Figure:
         """Loss curve on a log axis, and the residual ``X @ M - Y`` as a heat map with a slider over the iterations.
 
-        The heat maps come from running the solve again with stops, which gives the same iterates bit for bit.
+        The heat maps come from running the solve again up to each of them, which gives the same iterates bit for bit.
 
         Returns:
             A ``plotly.graph_objects.Figure``; in a batch, of its first problems.
@@ -179,12 +183,12 @@ class Solution:
         Raises:
             ImportError: plotly is not installed.
         """
-        from .. import plotting
-
-        return plotting.solution_figure(self)
+        names = plotting.problem_names(self.problem.size)
+        maps = {name: snapshots(self, index) for index, name in enumerate(names)}
+        return plotting.solution_figure(maps, curves(self, names))
 
     def report(self, path: str | Path) -> Path:
-        """Write a self-contained interactive HTML report: `plot`, the figures, and the comparison with a direct solve.
+        """Write a self-contained interactive HTML report: the outcome, `plot`, and a comparison with a direct solve.
 
         Args:
             path: where to; the directory must exist.
@@ -195,9 +199,19 @@ class Solution:
         Raises:
             ImportError: plotly is not installed.
         """
-        from .. import plotting
-
-        return plotting.write_solution_report(self, Path(path))
+        problem = self.problem
+        equation = "M @ X = Y" if problem.left else "X @ M = Y"
+        facts = [
+            ("equation", f"{equation}: X [{problem.m}, {problem.n}], {problem.size} problems, loss {problem.loss}"),
+            ("method", self.method),
+            ("result", repr(self)),
+            ("message", self.message),
+        ]
+        sections: list[tuple[str, Any]] = [("Result", plotting.html_table(facts))]
+        if problem.size and problem.m * problem.p:
+            sections.append(("Loss, and residual by iteration", self.plot()))
+            sections.append(("Compared with the direct solution", plotting.html_table(direct_comparison(self))))
+        return plotting.write_page(Path(path), f"matconv_fast: {equation}", sections)
 
     def __repr__(self) -> str:
         dtype = str(self.X.dtype).removeprefix("torch.")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import enum
 
-from .. import _reference
+from ..kernels import contract
 
 
 class Status(enum.IntEnum):
-    """Code of how a problem's iteration ended; `Solution.message` says what to do about it.
+    """Code of how a problem's iteration ended; `Solution.message` suggests a fix.
 
     Example:
         >>> import torch, matconv_fast as mcf
@@ -16,13 +16,13 @@ class Status(enum.IntEnum):
         <Status.CONVERGED: 0>
     """
 
-    CONVERGED = _reference.CONVERGED
+    CONVERGED = contract.CONVERGED
     """``||R||_F <= max(atol, rtol ||Y||_F)``, measured on the true residual of the returned X."""
-    MAX_ITERATIONS = _reference.MAX_ITERATIONS
+    MAX_ITERATIONS = contract.MAX_ITERATIONS
     """`max_iters` updates were made without meeting the tolerance."""
-    DIVERGED = _reference.DIVERGED
+    DIVERGED = contract.DIVERGED
     """``||R||^2`` passed 1e16 times the larger of its first value and ``||Y||^2``, or overflowed."""
-    STAGNATED = _reference.STAGNATED
+    STAGNATED = contract.STAGNATED
     """The residual stopped falling short of the tolerance: rounding, or an equation without solution."""
-    NONFINITE = _reference.NONFINITE
+    NONFINITE = contract.NONFINITE
     """NaN or infinity in the first residual, or NaN in a later one."""

@@ -1,6 +1,6 @@
-"""`solve` for a function that is being compiled: called as it is, between two graphs.
+"""`solution_of` in code that is being compiled: called uncompiled, between two graphs.
 
-A module of its own, imported only then: ``torch.compiler.disable`` imports the whole compiler, which takes a second.
+A module of its own, imported only there: ``torch.compiler.disable`` imports the whole compiler, which takes a second.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import cast
 
 import torch
 
+from . import engine
 from .solution import Solution
-from .solve import solve as _solve
 
-solve = cast(
+solution_of = cast(
     "Callable[..., Solution]",
-    torch.compiler.disable(_solve, reason="matconv_fast.solve iterates, and stops by itself"),
+    torch.compiler.disable(engine.solution_of, reason="matconv_fast.solve iterates, and stops by itself"),
 )

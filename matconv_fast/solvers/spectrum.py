@@ -1,11 +1,11 @@
-"""Squared singular values of M, for step sizes and for messages."""
+"""Squared singular values of M, for step sizes and messages."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .problem import Problem
+from ..problem import Problem
 
 # Up to this size an eigendecomposition of the Gram matrix costs less than the iterations that it speeds up.
 EXACT_SIZE = 512

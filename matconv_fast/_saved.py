@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import _checks
+from . import _checks
 
 # Grows when an older matconv_fast could not read what this one writes, or would read it as something else.
-FORMAT = 1
+FORMAT = 2
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,253 @@
+"""``X @ M = Y`` as solvers take it: one batch dimension, contiguous, in the dtypes that they compute in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks, _reference, _saved
+from .kernels.contract import LOSSES, Shape
+from .precision import Precision
+
+
+def _flatten(t: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
+    """``[*, r, c]`` to contiguous ``[B, r, c]``, or ``[1, r, c]`` where all problems share it."""
+    shared = t.shape[:-2].numel() == 1
+    if not shared:
+        t = t.expand(*batch, *t.shape[-2:])
+    if t.requires_grad:
+        t = t.detach()
+    if t.dtype != dtype:
+        t = t.to(dtype)
+    t = t.reshape(1 if shared else batch.numel(), *t.shape[-2:]).contiguous()
+    # Some BLAS multiply misaligned matrices by another algorithm, which rounds differently.
+    return t if t.data_ptr() % 64 == 0 else t.clone()
+
+
+def _in_memory(name: str, t: Tensor) -> Tensor:
+    """The plain tensor of a subclass, which kernels read and write directly.
+
+    Raises:
+        TypeError: the subclass has operators of its own, and perhaps no memory.
+    """
+    if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # pyright: ignore[reportAttributeAccessIssue]
+        raise TypeError(
+            f"{name} must be a tensor in memory, got a {type(t).__name__}, which has operators of its own "
+            "(__torch_dispatch__): pass the tensor that it wraps"
+        )
+    return t if type(t) in (Tensor, torch.nn.Parameter) else t.as_subclass(Tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One of the user's tensors, and its version when the solve read it."""
+
+    tensor: Tensor | None
+    version: int | None
+
+    @classmethod
+    def of(cls, t: Tensor | None) -> Source:
+        """Detached. Inference tensors have no version counter."""
+        if t is None or t.is_inference():
+            return cls(t, None)
+        return cls(t.detach() if t.requires_grad else t, t._version)
+
+    def is_same(self, other: Source) -> bool:
+        """Whether both are views of the same memory with the same geometry, unwritten in between."""
+        a, b = self.tensor, other.tensor
+        if a is None or b is None:
+            return a is b
+        return self.version == other.version and (
+            a is b or (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)
+        )
+
+    def equals(self, other: Source) -> bool:
+        """Whether both hold the same numbers, NaN included. Reads the device."""
+        a, b = self.tensor, other.tensor
+        if a is None or b is None:
+            return a is b
+        alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+        return alike and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A batch of equations ``X @ M = Y``, as a `Solver` sees it.
+
+    Attributes:
+        M: ``[1 or B, n, p]`` contiguous, or None for the identity.
+        Y: ``[1 or B, m, p]`` contiguous.
+        loss: ``"mse"``, ``"sse"`` or ``"fro"``.
+        left: whether the user's equation is ``M @ X = Y``, which is solved transposed.
+        batch: the user's batch shape; its number of elements is B, `size`.
+        m: rows of X.
+        n: columns of X.
+        p: columns of Y.
+        precision: the dtypes of M and Y, of X, and of sums.
+        identity: whether Y is the identity because the user passed None.
+        sources: M and Y as the user passed them.
+
+    Example:
+        >>> import torch, matconv_fast as mcf
+        >>> problem = mcf.solve(torch.eye(2), max_iters=0).problem
+        >>> problem.residual(torch.zeros(1, 2, 2))[0, 0]
+        tensor([-1.,  0.])
+    """
+
+    M: Tensor | None
+    Y: Tensor
+    loss: str
+    left: bool
+    batch: torch.Size
+    m: int
+    n: int
+    p: int
+    precision: Precision
+    identity: bool
+    sources: tuple[Source, Source]
+
+    @classmethod
+    def of(cls, M: Tensor | None, Y: Tensor | None, X0: Tensor | None, loss: str, left: bool) -> Problem:
+        """Check the user's tensors and bring them into shape; ``left`` transposes the equation."""
+        _checks.choice("loss", loss, LOSSES)
+        given = ("M", M), ("Y", Y), ("X0", X0)
+        for name, value in given:
+            if value is not None:
+                _checks.matrix(name, value)
+        M, Y, X0 = (None if t is None else _in_memory(name, t) for name, t in given)
+        sources = Source.of(M), Source.of(Y)
+        if left:
+            M, Y, X0 = (None if t is None else t.mT for t in (M, Y, X0))
+        batch, m, n, p = _checks.equation(X0, M, Y)
+        first = next(t for t in (M, Y, X0) if t is not None)
+        if first.is_meta:
+            raise ValueError(f"a meta tensor has no values to solve for, got a {_checks.describe(first)}")
+        precision = Precision.of(first.dtype, first.device)
+        operand = precision.operands
+        flat_M = None if M is None else _flatten(M, batch, operand)
+        flat_Y = torch.eye(m, p, dtype=operand, device=first.device)[None] if Y is None else _flatten(Y, batch, operand)
+        return cls(flat_M, flat_Y, loss, left, batch, m, n, p, precision, Y is None, sources)
+
+    @property
+    def size(self) -> int:
+        """Number of problems, B."""
+        return self.batch.numel()
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything lies."""
+        return self.Y.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of X."""
+        return self.precision.state
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the loss couples the rows of X, as the norm ``fro`` does."""
+        return self.loss == "fro"
+
+    @property
+    def scale(self) -> float:
+        """The factor c in ``gradient = c R M^T``."""
+        return _reference.gradient_scale(self.loss, self.m * self.p)
+
+    @property
+    def shape(self) -> Shape:
+        """What the choice of an algorithm depends on."""
+        product, dtype = self.M is not None, self.precision.operands
+        return Shape(self.size, self.m, self.n, self.p, product, self.coupled, dtype)
+
+    @cached_property
+    def _factors(self) -> tuple[Tensor | None, Tensor]:
+        """M and Y in the dtype of X."""
+        return None if self.M is None else self.M.to(self.dtype), self.Y.to(self.dtype)
+
+    def product(self, X: Tensor) -> Tensor:
+        """``X @ M``, for ``X [B, m, n]``."""
+        M = self._factors[0]
+        return X if M is None else X @ M
+
+    def residual(self, X: Tensor) -> Tensor:
+        """``R = X @ M - Y``, ``[B, m, p]``."""
+        return _reference.batched_residual(X, *self._factors)
+
+    def gradient(self, R: Tensor) -> Tensor:
+        """The gradient of the loss by X, ``[B, m, n]``, from the residual; 0 where the residual is."""
+        return _reference.batched_gradient(R, self._factors[0], self.scale, self.coupled)
+
+    def per_problem(self, name: str, value: float | Tensor) -> float | Tensor:
+        """A hyperparameter, checked: a number as it is, a tensor as ``[B]`` in the dtype of X.
+
+        Args:
+            name: for errors.
+            value: a number, a 0-d tensor or one value per problem of the user's batch.
+        """
+        if not isinstance(value, Tensor):
+            _checks.representable(name, value, self.dtype)
+            return value
+        _checks.per_problem(name, value, self.batch, self.device)
+        value = _in_memory(name, value).detach().to(self.device, self.dtype)
+        return value.expand(self.batch).reshape(self.size).contiguous()
+
+    def start(self, X0: Tensor | None) -> Tensor:
+        """A fresh ``[B, m, n]`` to iterate on: X0 in the user's orientation, or zeros."""
+        shape = (self.size, self.m, self.n)
+        if X0 is None:
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        X0 = _in_memory("X0", X0)
+        X = torch.empty((*self.batch, self.m, self.n), dtype=self.dtype, device=self.device)
+        return X.copy_(X0.mT if self.left else X0).view(shape)
+
+    def one(self, index: int) -> tuple[Tensor | None, Tensor]:
+        """M ``[n, p]`` and Y ``[m, p]`` of one problem of the flattened batch."""
+        M = None if self.M is None else self.M[index if self.M.shape[0] > 1 else 0]
+        return M, self.Y[index if self.Y.shape[0] > 1 else 0]
+
+    def Y_norm(self) -> Tensor:
+        """``||Y||_F``, ``[B]`` float64."""
+        return _reference.norms(self.Y).expand(self.size)
+
+    def loss_of(self, sums: Tensor) -> Tensor:
+        """Losses in the dtype of X from sums of squared residuals."""
+        return _reference.loss_of_sums(sums, self.loss, self.m * self.p).to(self.dtype)
+
+    def of_user(self, X: Tensor) -> Tensor:
+        """``[B, m, n]`` back to the user's batch shape and orientation."""
+        X = X.view(*self.batch, *X.shape[-2:])
+        return X.mT if self.left else X
+
+    @property
+    def changed(self) -> bool:
+        """Whether M or Y was written to since: reading the problem again would see other numbers."""
+        return not all(source.is_same(Source.of(source.tensor)) for source in self.sources)
+
+    def is_same(self, other: Problem, *, by_value: bool = False) -> bool:
+        """Whether it is the same equation as ``other``, by the identity of the user's tensors or by their values."""
+        if by_value:
+            return not other.changed and all(a.equals(b) for a, b in zip(self.sources, other.sources, strict=True))
+        return all(a.is_same(b) for a, b in zip(self.sources, other.sources, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """For `from_state_dict`. M and Y are copied, since the user may change them."""
+        M, Y = (None if source.tensor is None else source.tensor.clone() for source in self.sources)
+        dtype = str(self.precision.inputs).removeprefix("torch.")
+        values = {"M": M, "Y": Y, "loss": self.loss, "left": self.left, "input_dtype": dtype, "changed": self.changed}
+        return _saved.sealed("Problem", {name: _saved.plain(value) for name, value in values.items()})
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Any], X: Tensor) -> Problem:
+        """The problem that X is a solution of."""
+        names = ("M", "Y", "loss", "left", "input_dtype", "changed")
+        values = _saved.opened(state_dict, "Problem", names)
+        M, Y, loss, left, dtype, changed = (values[name] for name in names)
+        problem = cls.of(M, Y, X.to(getattr(torch, dtype)), loss, left)
+        if changed:  # the numbers that were solved for are lost; these must not be taken for them
+            problem = replace(problem, sources=(Source(M, -1), Source(Y, -1)))
+        return problem

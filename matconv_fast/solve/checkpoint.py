@@ -1,0 +1,71 @@
+"""Where a run ended, so that a later one can continue from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _saved
+from ..kernels.contract import RUNNING
+from ..solvers import Solver
+from .status import Status
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Everything that a later solve needs to continue as if it had never stopped.
+
+    Attributes:
+        X: ``[B, m, n]``, in the orientation that was iterated in.
+        state: the solver's tensors besides X, such as ``(V,)``.
+        solver: whose they are.
+        iterations: ``[B]`` int64, updates so far.
+        status: ``[B]`` int64, status codes; RUNNING in a fresh one.
+        last: ``[B]`` float64, ``||R||^2`` of X; NaN in a fresh one, like the next three.
+        bail: ``[B]`` float64, ``||R||^2`` above which a problem has diverged.
+        best: ``[B]`` float64, the smallest ``||R||^2`` so far.
+        mark: ``[B]`` float64, ``best`` at the last check for stagnation.
+        age: updates since that check.
+    """
+
+    X: Tensor
+    state: tuple[Tensor, ...]
+    solver: Solver
+    iterations: Tensor
+    status: Tensor
+    last: Tensor
+    bail: Tensor
+    best: Tensor
+    mark: Tensor
+    age: int = 0
+
+    @classmethod
+    def fresh(
+        cls, X: Tensor, state: tuple[Tensor, ...], solver: Solver, iterations: Tensor | None = None
+    ) -> Checkpoint:
+        """A start of which only X and the solver's state are known."""
+        if iterations is None:
+            iterations = torch.zeros(X.shape[0], dtype=torch.int64, device=X.device)
+        unknown = torch.full((X.shape[0],), torch.nan, dtype=torch.float64, device=X.device)
+        running = torch.full_like(iterations, RUNNING)
+        return cls(X, state, solver, iterations, running, unknown, unknown, unknown, unknown)
+
+    def continued(self, *, all_problems: bool = False) -> Checkpoint:
+        """The same as a start: problems that met a tolerance or a limit run again, or all of them."""
+        goes_on = (self.status == Status.MAX_ITERATIONS) | (self.status == Status.CONVERGED) | all_problems
+        return replace(self, status=torch.where(goes_on, RUNNING, self.status))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, for `from_state_dict`."""
+        values = {name: _saved.plain(value) for name, value in vars(self).items() if name != "solver"}
+        return _saved.sealed("Checkpoint", {**values, "solver": self.solver.state_dict()})
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Any]) -> Checkpoint:
+        """The checkpoint that `state_dict` was called on."""
+        values = _saved.opened(state_dict, "Checkpoint", [field.name for field in fields(cls)])
+        return cls(**{**values, "solver": Solver.from_state_dict(values["solver"])})

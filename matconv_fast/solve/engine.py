@@ -1,0 +1,134 @@
+"""A solve from the checked options to the `Solution`: start or resume, run the loop, attach the gradient."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+from .. import _checks
+from .._ops import backend
+from ..problem import Problem
+from ..solvers import HeavyBall, Solver
+from . import implicit, loop
+from .checkpoint import Checkpoint
+from .options import Options
+from .phases import whole_solve
+from .solution import Solution
+
+
+def solution_of(
+    M: Tensor | None,
+    Y: Tensor | None,
+    X0: Tensor | Solution | None,
+    *,
+    solver: Solver | None,
+    loss: str,
+    left: bool,
+    **options_given: Any,
+) -> Solution:
+    """See `matconv_fast.solve`, whose arguments these are."""
+    options = Options(**options_given)
+    if solver is not None and not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a solver object such as HeavyBall(), got {_checks.describe(solver)}")
+    with torch.no_grad(), _without_autocast(M, Y), whole_solve(M, Y, X0):
+        _refuse_transforms(M, Y)
+        problem = Problem.of(M, Y, None if isinstance(X0, Solution) else X0, loss, left)
+        if isinstance(X0, Solution):
+            start = _resume(problem, options, solver, X0)
+            solver = solver or start.solver
+        else:
+            solver = solver or HeavyBall()
+            start = _fresh(problem, solver, X0)
+        solution = _solution(problem, options, start, loop.run(problem, solver, options, start))
+    if backend.records_grad(M, Y):
+        solution = replace(solution, X=_differentiable(M, Y, solution, left=left))
+    if options.throw:
+        solution.raise_for_status()
+    return solution
+
+
+def _fresh(problem: Problem, solver: Solver, X0: Tensor | None) -> Checkpoint:
+    X = problem.start(X0)
+    return Checkpoint.fresh(X, solver.init(problem, X), solver)
+
+
+def _resume(problem: Problem, options: Options, solver: Solver | None, previous: Solution) -> Checkpoint:
+    """The checkpoint of ``previous``, as a start.
+
+    On the same equation it keeps everything, and a problem that had diverged or stagnated stays stopped unless the
+    tolerances or the solver changed. On another equation, only X and the solver's state are kept.
+    """
+    end = previous.state
+    if end is None:
+        raise ValueError("X0 is a Solution of iterate(), which has no state to continue from; pass its X instead")
+    before, now = previous.problem, problem
+    for name in ("batch", "m", "n", "p", "loss", "left", "dtype", "device"):
+        if getattr(before, name) != getattr(now, name):
+            raise ValueError(
+                f"X0 is a Solution of another kind of problem: its {name} is {getattr(before, name)}, this one's "
+                f"{getattr(now, name)}; pass X0=solution.X to start anew from its X"
+            )
+    if solver is not None and type(solver) is not type(end.solver):
+        was, wanted = type(end.solver).__name__, type(solver).__name__
+        raise ValueError(
+            f"X0 is a Solution of {was}, whose state {wanted} cannot continue from; "
+            "pass X0=solution.X to start anew from its X"
+        )
+    by_value = previous.restored
+    if not problem.is_same(previous.problem, by_value=by_value):
+        return Checkpoint.fresh(end.X, end.state, solver or end.solver, end.iterations)
+    same_solver = solver is None or solver.is_same(end.solver, by_value=by_value)
+    return end.continued(all_problems=not (same_solver and options.tolerances == previous.options.tolerances))
+
+
+def _differentiable(M: Tensor | None, Y: Tensor | None, solution: Solution, *, left: bool) -> Tensor:
+    if not left:
+        return implicit.differentiable(M, Y, solution.X, solution.status)
+    M, Y = (None if t is None else t.mT for t in (M, Y))
+    return implicit.differentiable(M, Y, solution.X.mT, solution.status).mT
+
+
+def _without_autocast(M: Any, Y: Any) -> contextlib.AbstractContextManager[Any]:
+    """The iteration chooses its own precision."""
+    kind = next((t.device.type for t in (M, Y) if isinstance(t, Tensor)), "cpu")
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _refuse_transforms(M: Tensor | None, Y: Tensor | None) -> None:
+    """Raise where the result would silently lack a derivative, or be one problem of a batch."""
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "solve() does not run inside torch.func transforms: for vmap give it the batch, [*, n, p], and for grad "
+            "use X.backward() or torch.autograd.grad"
+        )
+    for name, t in (("M", M), ("Y", Y)):
+        if isinstance(t, Tensor) and unpack_dual(t).tangent is not None:
+            raise NotImplementedError(
+                f"{name} carries a forward-mode tangent, and solve() has reverse-mode gradients alone: pass "
+                f"{name}.detach()"
+            )
+
+
+def _solution(problem: Problem, options: Options, start: Checkpoint, outcome: loop.Outcome) -> Solution:
+    end, batch = outcome.end, problem.batch
+    sums = end.last.view(batch)
+    return Solution(
+        X=problem.of_user(end.X.clone()),  # a copy, which the user may modify
+        loss=problem.loss_of(sums),
+        residual_norm=sums.sqrt(),
+        iterations=end.iterations.clone().view(batch),
+        status=end.status.clone().view(batch),
+        history=outcome.history.view(*batch, outcome.history.shape[1]),
+        method=f"{type(end.solver).__name__}: {outcome.plan.algorithm} ({outcome.plan.backend})",
+        state=end,
+        problem=problem,
+        options=options,
+        start=start,
+    )

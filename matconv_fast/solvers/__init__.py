@@ -1,0 +1,8 @@
+"""Solvers: how X is driven to ``X @ M = Y``. One file a solver; `solver` and `gradient_rule` are the base classes."""
+
+from .adam import Adam
+from .gradient_rule import GradientRule
+from .heavy_ball import HeavyBall
+from .solver import Ending, Iterate, Solver
+
+__all__ = ["Adam", "Ending", "GradientRule", "HeavyBall", "Iterate", "Solver"]

@@ -1,0 +1,114 @@
+"""The base class of rules that follow the gradient: one update, given G. Kernels know some of them by name."""
+
+from __future__ import annotations
+
+import abc
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .._ops import Descent, Plan, plan_rule
+from .._ops import advance as advance_by_kernel
+from ..kernels.contract import StopCriteria, Trace
+from ..problem import Problem
+from .solver import Iterate, Solver
+
+_Rule = TypeVar("_Rule", bound="GradientRule")
+
+
+class GradientRule(Solver):
+    """Base class of update rules: a frozen dataclass of hyperparameters with `init` and `update`.
+
+    A rule in plain PyTorch is complete: `solve` gives it exact stopping, batches, history, resuming, state dicts,
+    progress and profiler names. If `kernel_rule` names a rule that the backend's kernels know, they run instead. See
+    docs/adding-a-solver.md.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import torch, matconv_fast as mcf
+        >>> @dataclass(frozen=True)
+        ... class GradientDescent(mcf.GradientRule):
+        ...     lr: float
+        ...     def init(self, problem, X):
+        ...         return ()
+        ...     def update(self, X, state, G, step):
+        ...         return X - self.lr * G, ()
+        >>> bool(mcf.solve(torch.eye(2) * 2, solver=GradientDescent(0.4)).converged)
+        True
+    """
+
+    @property
+    def kernel_rule(self) -> str | None:
+        """The name under which kernels know the rule; None for plain PyTorch."""
+        return None
+
+    def hyperparameters(self, problem: Problem) -> tuple[float | Tensor, ...]:
+        """Of a rule that kernels know, in the order in which they take them: numbers or ``[B]``, estimates resolved."""
+        raise NotImplementedError(f"{type(self).__name__} names a kernel rule, so it must define hyperparameters()")
+
+    def bind(self: _Rule, hyper: Tensor) -> _Rule:
+        """Of a rule that kernels know: a copy with these hyperparameters, ``[H, B, 1, 1]`` float64."""
+        raise NotImplementedError(f"{type(self).__name__} names a kernel rule, so it must define bind()")
+
+    @abc.abstractmethod
+    def update(
+        self, X: Tensor, state: tuple[Tensor, ...], G: Tensor, step: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One update of every problem.
+
+        Tensor hyperparameters, one value per problem, are ``[B, 1, 1]`` on ``self`` here.
+
+        Args:
+            X: ``[B, m, n]``; not to be modified.
+            state: as `init` returned it; not to be modified.
+            G: the gradient of the loss by X, ``[B, m, n]``.
+            step: ``[B, 1, 1]`` float64, the number of this update, 1 at first.
+
+        Returns:
+            ``(X, state)`` after the update.
+        """
+
+    def step(
+        self, problem: Problem, X: Tensor, state: tuple[Tensor, ...], R: Tensor, step: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Solver`: `update`, with the gradient at the residual."""
+        return self.update(X, state, problem.gradient(R), step)
+
+    def bound(self: _Rule, problem: Problem, plan: Plan) -> _Rule:
+        """See `Solver`. A rule that kernels know takes the hyperparameters that the plan resolved."""
+        if plan.hyper is None:
+            return Solver.bound(self, problem, plan)
+        return self.bind(plan.hyper[:, :, None, None])
+
+    def plan(self, problem: Problem) -> Plan:
+        """See `Solver`: the backend's kernels where they know the rule, otherwise plain PyTorch."""
+        if self.kernel_rule is None:
+            return Plan()
+        values = self.hyperparameters(problem)
+        hyper = torch.empty((len(values), problem.size), dtype=torch.float64, device=problem.device)
+        for row, value in zip(hyper, values, strict=True):
+            row.copy_(value) if isinstance(value, Tensor) else row.fill_(value)
+        return plan_rule(self.kernel_rule, hyper, problem.shape, problem.device)
+
+    def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
+        """See `Solver`."""
+        if plan.backend == "reference":
+            super().advance(problem, plan, iterate, criteria, trace)
+            return
+        assert self.kernel_rule is not None
+        assert plan.hyper is not None
+        descent = Descent(
+            self.kernel_rule, iterate.X, iterate.state, problem.M, problem.Y, plan.hyper, iterate.step, problem.scale,
+            problem.coupled,
+        )  # fmt: skip
+        advance_by_kernel(descent, criteria, trace, iterate.R, plan.algorithm)
+
+    def advice(self, problem: Problem) -> str:
+        """See `Solver`."""
+        return "raise max_iters or the tolerance, or raise lr"
+
+
+def like(X: Tensor, *values: float | Tensor) -> tuple[float | Tensor, ...]:
+    """Hyperparameters in the dtype of X, which keeps arithmetic with them from being promoted; numbers as they are."""
+    return tuple(value.to(X.dtype) if isinstance(value, Tensor) else value for value in values)

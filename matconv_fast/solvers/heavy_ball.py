@@ -1,0 +1,157 @@
+"""Gradient descent with momentum: Polyak's heavy ball.
+
+V = momentum V + G
+X = X - lr V
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _checks
+from .._ops import register_rule
+from ..kernels.contract import NONFINITE
+from ..problem import Problem
+from . import spectrum
+from .gradient_rule import GradientRule, like
+from .solver import Ending
+
+
+@dataclass(frozen=True)
+class HeavyBall(GradientRule):
+    """Heavy ball: ``V = momentum V + G; X = X - lr V`` (Polyak, 1964), as ``torch.optim.SGD(momentum=momentum)``.
+
+    Under ``mse`` and ``sse`` it is stable for ``lr < 2 (1 + momentum) / (c s^2)``, where s is the largest singular
+    value of M and c is ``2 / (m p)`` for mse, 2 for sse.
+
+    Args:
+        lr: step size, above 0: a number, a 0-d tensor or one value per problem. None estimates s and takes half of the
+            stability limit, or with ``momentum="auto"`` the optimum; this needs loss ``mse`` or ``sse``.
+        momentum: at least 0 and below 1, likewise. ``"auto"`` takes the optimum for M's extreme singular values.
+        form: ``"residual"``, two products an iteration, is the one form of this version; ``"auto"`` chooses it.
+
+    Raises:
+        TypeError, ValueError: lr, momentum or form are out of range.
+
+    Example:
+        >>> import torch, matconv_fast as mcf
+        >>> sol = mcf.solve(torch.diag(torch.tensor([1.0, 2.0])), solver=mcf.HeavyBall(lr=0.4, momentum=0.5))
+        >>> sol.X.diagonal()
+        tensor([1.0000, 0.5000])
+    """
+
+    lr: float | Tensor | None = None
+    momentum: float | Tensor | str = 0.9
+    form: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.lr is not None:
+            _checks.hyperparameter("lr", self.lr, above=0)
+        if isinstance(self.momentum, str):
+            _checks.choice("momentum", self.momentum, ("auto",))
+        else:
+            _checks.hyperparameter("momentum", self.momentum, minimum=0, below=1)
+        _checks.choice("form", self.form, ("auto", "residual"))
+
+    @property
+    def kernel_rule(self) -> str:
+        """See `GradientRule`."""
+        return "heavy_ball"
+
+    def init(self, problem: Problem, X: Tensor) -> tuple[Tensor, ...]:
+        """``(V,)``, zeros."""
+        return (torch.zeros_like(X),)
+
+    def update(
+        self, X: Tensor, state: tuple[Tensor, ...], G: Tensor, step: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `GradientRule`."""
+        lr, momentum = like(X, self.lr, self.momentum)  # type: ignore[arg-type]
+        V = momentum * state[0] + G
+        return X - lr * V, (V,)
+
+    def bind(self, hyper: Tensor) -> HeavyBall:
+        """See `GradientRule`."""
+        lr, momentum = hyper
+        return self._with(lr=lr, momentum=momentum)
+
+    def hyperparameters(self, problem: Problem) -> tuple[float | Tensor, float | Tensor]:
+        """``(lr, momentum)``, numbers or ``[B]``: as given, estimated or optimal."""
+        if (self.lr is None or isinstance(self.momentum, str)) and problem.loss == "fro":
+            raise ValueError(
+                "lr=None and momentum='auto' need loss='mse' or 'sse': the gradient of 'fro' keeps its length as the "
+                "residual falls, so no constant step size suits it; give lr and momentum"
+            )
+        if isinstance(self.momentum, str):
+            return self._optimal(problem)
+        momentum = problem.per_problem("momentum", self.momentum)
+        if self.lr is not None:
+            return problem.per_problem("lr", self.lr), momentum
+        curvature = problem.scale * spectrum.largest(problem)
+        lr = torch.where(curvature > 0, (1 + torch.as_tensor(momentum, dtype=torch.float64)) / curvature, 1.0)
+        return _within_range(lr, problem), momentum
+
+    def _optimal(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        low, high = (problem.scale * value for value in spectrum.extremes(problem))
+        if self.lr is None:
+            lr = torch.where(high > 0, 4 / (high.sqrt() + low.sqrt()) ** 2, 1.0)
+        else:
+            lr = torch.as_tensor(problem.per_problem("lr", self.lr), dtype=torch.float64, device=problem.device)
+        momentum = (1 - (lr * low).sqrt().clamp(max=1)) ** 2
+        return _within_range(lr, problem), momentum.to(problem.dtype)
+
+    def explain(self, problem: Problem, ending: Ending) -> str:
+        """See `Solver`: hyperparameters that are not finite, or an lr outside its stable range."""
+        lr, momentum = (
+            float(value[ending.index] if isinstance(value, Tensor) else value)
+            for value in self.hyperparameters(problem)
+        )
+        if ending.status == NONFINITE and not (_is_finite(lr) and _is_finite(momentum)):
+            return f"lr is {lr} and momentum {momentum}: both must be finite"
+        return self._unstable(problem, ending.index, lr, momentum)
+
+    def _unstable(self, problem: Problem, index: int, lr: float, momentum: float) -> str:
+        if problem.loss == "fro":
+            return ""
+        square = float(spectrum.largest(problem)[index])
+        if lr <= 0:
+            return f"lr is {lr:.3g}: it must be above 0"
+        limits = torch.finfo(problem.dtype)
+        if lr in (limits.tiny, limits.max):
+            name = str(problem.dtype).removeprefix("torch.")
+            return f"no {name} is the step size for this M, of largest singular value {square**0.5:.3g}: scale M"
+        if not square > 0 or lr <= (limit := 2 * (1 + momentum) / (problem.scale * square)):
+            return ""
+        return (
+            f"lr {lr:.3g} is above the stability limit {limit:.3g} for this M: "
+            f"2 (1 + momentum) / (c s^2) with momentum {momentum:.3g}, c {problem.scale:.3g} and largest singular "
+            f"value {square**0.5:.3g}; use a smaller lr, or lr=None, which estimates one"
+        )
+
+    def advice(self, problem: Problem) -> str:
+        """See `Solver`."""
+        advice = "raise max_iters or the tolerance"
+        if self.momentum == "auto":
+            return advice
+        if problem.loss != "fro":
+            return f"{advice}, or use HeavyBall(momentum='auto'), whose lr and momentum are optimal for M"
+        return (
+            f"{advice}, or lower lr: the gradient of 'fro' keeps its length, and steps of a constant length overshoot"
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    return abs(value) < float("inf")
+
+
+def _within_range(lr: Tensor, problem: Problem) -> Tensor:
+    """In the problem's dtype, clamped to its range: the step size for a very small or large M may lie outside."""
+    limits = torch.finfo(problem.dtype)
+    return lr.clamp(limits.tiny, limits.max).to(problem.dtype)
+
+
+register_rule("heavy_ball", lambda hyper: HeavyBall().bind(hyper[:, :, None, None]).update)
