@@ -37,7 +37,7 @@ def assert_ends(sol, expected, most):
     assert (mcf.Status(sol.status.item()), int(sol.iterations)) == wanted
 
 
-@pytest.mark.parametrize("patience", [1, 2, 5, 16])
+@pytest.mark.parametrize("patience", [5, *(pytest.param(k, marks=pytest.mark.long) for k in (1, 2, 16))])
 @pytest.mark.parametrize(
     ("percent", "stagnates"),
     [(0.45, True), (0.9, True), (0.999, True), (1.001, False), (1.1, False), (1.9, False), (2.1, False)],
@@ -61,7 +61,7 @@ def test_it_is_the_norm_whatever_the_loss(path, loss):
         assert_ends(sol, 10 if fall < 0.01 else None, 10)
 
 
-@pytest.mark.parametrize("check_every", [None, 1, 3, 64])
+@pytest.mark.parametrize("check_every", [3, *(pytest.param(k, marks=pytest.mark.long) for k in (None, 1, 64))])
 def test_each_window_begins_where_the_last_one_ended(path, check_every):
     """One entry of R falls by a third an iteration, the other by a thousandth: the fall over a window shrinks."""
     M = torch.diag(torch.tensor([1.0, 0.05], dtype=torch.float64))
@@ -76,7 +76,7 @@ def test_each_window_begins_where_the_last_one_ended(path, check_every):
         assert float(sol.residual_norm) == pytest.approx(norms[expected], rel=1e-12)
 
 
-@pytest.mark.parametrize("patience", [3, 4, 6, 9, 13])
+@pytest.mark.parametrize("patience", [4, *(pytest.param(k, marks=pytest.mark.long) for k in (3, 6, 9, 13))])
 def test_it_is_the_smallest_norm_that_must_fall(path, patience):
     """Momentum makes R swing: it ends a window above the smallest, or above where it began."""
     lr, momentum, r, v = 0.05, 0.98, 1.0, 0.0
@@ -92,7 +92,7 @@ def test_it_is_the_smallest_norm_that_must_fall(path, patience):
     assert_ends(sol, expected, 80)
 
 
-@pytest.mark.parametrize("first", [1, 4, 5, 6, 10, 14])
+@pytest.mark.parametrize("first", [6, *(pytest.param(k, marks=pytest.mark.long) for k in (1, 4, 5, 10, 14))])
 def test_a_window_goes_on_in_a_resumed_run(path, first):
     M = torch.diag(torch.tensor([1.0, 0.05], dtype=torch.float64))
     Y = torch.tensor([[1.0, 0.3]], dtype=torch.float64)

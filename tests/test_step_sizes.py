@@ -25,6 +25,7 @@ SPECTRA = {
     "very ill-conditioned": ((4.0, 1e-7), (2, 2)),
     "singular": ((2.0, 1.0, 0.0), (3, 3)),
 }
+NAMES = ["square", "wide", *(pytest.param(name, marks=pytest.mark.long) for name in list(SPECTRA)[2:])]
 ROWS = 5  # of X and Y: unlike all of n and p
 
 
@@ -71,8 +72,8 @@ def assert_the_same(found, expected, tolerance=1e-11):
 
 
 @pytest.mark.parametrize("loss", ["mse", "sse"])
-@pytest.mark.parametrize("make", [diagonal, rotated])
-@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("make", [pytest.param(diagonal, marks=pytest.mark.long), rotated])
+@pytest.mark.parametrize("name", NAMES)
 def test_auto_momentum_is_the_textbooks(path, name, make, loss):
     values, (n, p) = SPECTRA[name]
     M, Y = make(values, (n, p)), rand(ROWS, p, seed=1)
@@ -85,8 +86,8 @@ def test_auto_momentum_is_the_textbooks(path, name, make, loss):
 
 
 @pytest.mark.parametrize("loss", ["mse", "sse"])
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("momentum", [0.5, *(pytest.param(value, marks=pytest.mark.long) for value in (0.0, 0.9))])
+@pytest.mark.parametrize("name", NAMES)
 def test_no_lr_is_half_of_the_stability_limit(path, name, momentum, loss):
     values, (n, p) = SPECTRA[name]
     M, Y = rotated(values, (n, p)), rand(ROWS, p, seed=1)
@@ -95,6 +96,7 @@ def test_no_lr_is_half_of_the_stability_limit(path, name, momentum, loss):
     assert_the_same(found, iterates(mcf.HeavyBall((1 + momentum) / high, momentum), M, Y, loss))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", ["mse", "sse"])
 @pytest.mark.parametrize("part", [0.1, 0.5, 1.0])
 def test_auto_momentum_for_a_given_lr(path, part, loss):
@@ -107,6 +109,7 @@ def test_auto_momentum_for_a_given_lr(path, part, loss):
     assert_the_same(found, iterates(mcf.HeavyBall(lr, (1 - math.sqrt(lr * mu)) ** 2), M, Y, loss))
 
 
+@pytest.mark.long
 @pytest.mark.xfail(
     reason="momentum='auto' takes (1 - sqrt(lr mu))^2 for any lr: beyond the optimal one the optimum is "
     "(1 - sqrt(lr L))^2, and with less the iteration diverges",
@@ -121,7 +124,7 @@ def test_auto_momentum_for_an_lr_beyond_the_optimum(path):
     assert bool(mcf.solve(M, Y, solver=mcf.HeavyBall(lr, "auto")).converged)
 
 
-@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("left", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.parametrize("loss", ["mse", "sse"])
 def test_each_problem_of_a_batch_gets_its_own(path, loss, left):
     spectra = [(3.0, 1.0, 0.5), (1.0, 0.9, 0.1), (7.0, 7.0, 7.0)]
