@@ -105,7 +105,7 @@ CASES = [
 
 @pytest.mark.parametrize("trip", TRIPS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_a_solution_goes_on_after_a_round_trip_as_it_would_have_without(path, case, trip):
+def test_a_solution_goes_on_after_a_round_trip_as_it_would_have_without(backend, case, trip):
     made = case()
     M, Y, options = made["M"], made.get("Y"), made["options"]
     first = mcf.solve(M, Y, made.get("X0"), max_iters=23, **options)
@@ -123,7 +123,7 @@ def test_a_solution_goes_on_after_a_round_trip_as_it_would_have_without(path, ca
         assert_same(mcf.solve(M, Y, other, **goes_on), mcf.solve(M, Y, first, **goes_on))
 
 
-def test_the_solutions_above_test_what_they_mean_to(path):
+def test_the_solutions_above_test_what_they_mean_to(backend):
     made = a_stagnated_and_a_broken_problem()
     first = mcf.solve(made["M"], max_iters=23, **made["options"])
     names = ("STAGNATED", "NONFINITE", "MAX_ITERATIONS")
@@ -136,7 +136,7 @@ def test_the_solutions_above_test_what_they_mean_to(path):
 
 
 @pytest.mark.parametrize("trip", TRIPS)
-def test_another_equation_is_known_after_a_round_trip(path, trip):
+def test_another_equation_is_known_after_a_round_trip(backend, trip):
     M = well_conditioned(4)
     first = mcf.solve(M, max_iters=9)
     for other in (M + 0.01, M.float().double() * 1.5):
@@ -144,7 +144,7 @@ def test_another_equation_is_known_after_a_round_trip(path, trip):
 
 
 @pytest.mark.parametrize("trip", TRIPS)
-def test_an_equation_that_was_changed_in_place_stays_changed(path, trip):
+def test_an_equation_that_was_changed_in_place_stays_changed(backend, trip):
     M = well_conditioned(4)
     first = mcf.solve(M, max_iters=9)
     M.add_(0.01)
@@ -155,7 +155,7 @@ def test_an_equation_that_was_changed_in_place_stays_changed(path, trip):
 
 
 @pytest.mark.parametrize("trip", TRIPS)
-def test_what_is_changed_after_a_round_trip_leaves_the_copy_alone(path, trip):
+def test_what_is_changed_after_a_round_trip_leaves_the_copy_alone(backend, trip):
     M = well_conditioned(4)
     first = mcf.solve(M, max_iters=9)
     message, kept = first.message, M.clone()
@@ -165,7 +165,7 @@ def test_what_is_changed_after_a_round_trip_leaves_the_copy_alone(path, trip):
     assert_same(mcf.solve(kept, X0=other, max_iters=9), mcf.solve(kept, X0=TRIPS[trip](other), max_iters=9))
 
 
-def test_a_state_dict_keeps_its_M_when_the_user_changes_theirs(path):
+def test_a_state_dict_keeps_its_M_when_the_user_changes_theirs(backend):
     M = well_conditioned(4)
     first = mcf.solve(M, max_iters=9)
     message, state_dict = first.message, first.state_dict()
@@ -173,7 +173,7 @@ def test_a_state_dict_keeps_its_M_when_the_user_changes_theirs(path):
     assert mcf.Solution.from_state_dict(through_file(state_dict)).message == message
 
 
-def test_a_solution_of_iterate_survives(path):
+def test_a_solution_of_iterate_survives(backend):
     sol = mcf.iterate(lambda A: A / 2, torch.ones(3, 4, 4), torch.zeros(4, 4), atol=1e-3, max_iters=5)
     for trip in TRIPS.values():
         other = trip(sol)
@@ -183,7 +183,7 @@ def test_a_solution_of_iterate_survives(path):
             mcf.solve(None, torch.zeros(4, 4), other)
 
 
-def test_the_dtype_of_a_start_alone_survives(path):
+def test_the_dtype_of_a_start_alone_survives(backend):
     """M and Y are identities, and from X in float32 the default tolerance of float16 would not follow."""
     sol = mcf.solve(None, None, torch.ones(3, 3).half(), solver=mcf.HeavyBall(0.3, 0.5), max_iters=4)
     assert "tolerance 0.00173" in sol.message
@@ -198,7 +198,7 @@ def test_a_loaded_solution_plots_the_same():
     assert saved(sol).plot().to_dict() == sol.plot().to_dict()
 
 
-def test_inference_tensors_are_saved_too(path):
+def test_inference_tensors_are_saved_too(backend):
     with torch.inference_mode():
         M = well_conditioned(4)
         first = mcf.solve(M, max_iters=9)
@@ -293,7 +293,7 @@ def test_solvers_that_differ_in_a_tensor_are_told_apart():
         assert not a.is_same(other, by_value=True)
 
 
-def test_values_are_compared_after_a_round_trip_alone(path, monkeypatch):
+def test_values_are_compared_after_a_round_trip_alone(backend, monkeypatch):
     """It waits for the device."""
     M = well_conditioned(4)
     first = mcf.solve(M, max_iters=9)
@@ -389,7 +389,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("taker", TAKERS)
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_what_is_no_dense_tensor_is_refused_with_the_way_to_make_it_one(path, kind, taker):
+def test_what_is_no_dense_tensor_is_refused_with_the_way_to_make_it_one(backend, kind, taker):
     make, pattern = FOREIGN[kind]
     with pytest.raises(TypeError, match=re.compile(pattern, re.DOTALL)):
         TAKERS[taker](make())
@@ -423,7 +423,7 @@ class Logged(Tensor):
 
 
 @pytest.mark.parametrize("kind", [Sub, Logged])
-def test_a_subclass_gives_the_numbers_of_a_plain_tensor(path, kind):
+def test_a_subclass_gives_the_numbers_of_a_plain_tensor(backend, kind):
     def of_kind(t: Tensor) -> Tensor:
         return t.clone().as_subclass(kind)
 
@@ -463,7 +463,7 @@ def test_a_subclass_gives_the_numbers_of_a_plain_tensor(path, kind):
         assert_same(mcf.solve(M_, Y_, saved(sol), rtol=1e-6), mcf.solve(M, M, plain, rtol=1e-6))
 
 
-def test_a_solve_calls_no_function_of_a_subclass_while_it_iterates(path):
+def test_a_solve_calls_no_function_of_a_subclass_while_it_iterates(backend):
     of_kind, solver = M.as_subclass(Logged), mcf.HeavyBall(torch.tensor(0.3).as_subclass(Logged), 0.5)
     Logged.calls.clear()
     mcf.solve(of_kind, of_kind, of_kind, solver=solver, max_iters=5, rtol=0.0)
@@ -473,7 +473,7 @@ def test_a_solve_calls_no_function_of_a_subclass_while_it_iterates(path):
     assert not any("matmul" in name or "advance" in name for name in Logged.calls)
 
 
-def test_a_parameter_is_a_tensor(path):
+def test_a_parameter_is_a_tensor(backend):
     def parameter(t: Tensor) -> torch.nn.Parameter:
         return torch.nn.Parameter(t.clone())
 
@@ -491,7 +491,7 @@ def test_a_parameter_is_a_tensor(path):
     assert type(mcf.distance(weight, V)) is Tensor
 
 
-def test_a_gradient_flows_through_a_subclass(path):
+def test_a_gradient_flows_through_a_subclass(backend):
     for kind in (Sub, Logged):
         leaf = M.clone().requires_grad_()
         plain = M.clone().requires_grad_()
@@ -500,7 +500,7 @@ def test_a_gradient_flows_through_a_subclass(path):
         torch.testing.assert_close(leaf.grad, plain.grad, rtol=1e-6, atol=1e-7)
 
 
-def test_what_has_no_memory_to_iterate_on_is_refused(path):
+def test_what_has_no_memory_to_iterate_on_is_refused(backend):
     fake = FakeTensorMode().from_tensor(M)
     for call in (lambda: mcf.solve(fake), lambda: mcf.solve(M, fake), lambda: mcf.solve(M, None, fake)):
         with pytest.raises(TypeError, match="must be a tensor in memory, got a FakeTensor, which has operators of its"):
@@ -607,7 +607,7 @@ LONG: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("call", [*CALLS, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
-def test_a_mode_of_the_process_changes_no_result(path, call, mode):
+def test_a_mode_of_the_process_changes_no_result(backend, call, mode):
     function = {**CALLS, **LONG}[call]
     expected = function()
     with MODES[mode]():
@@ -620,7 +620,7 @@ def test_a_mode_of_the_process_changes_no_result(path, call, mode):
             assert a == b
 
 
-def test_what_was_made_in_inference_mode_goes_on_outside_of_it(path):
+def test_what_was_made_in_inference_mode_goes_on_outside_of_it(backend):
     with torch.inference_mode():
         first = mcf.solve(M, max_iters=9)
     second = mcf.solve(M, X0=first, max_iters=9)
