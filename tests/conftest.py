@@ -74,5 +74,12 @@ def backend(request: pytest.FixtureRequest, force: Callable[[str], None]) -> str
 
 
 @pytest.fixture
+def native(force: Callable[[str], None]) -> None:
+    """The C++ kernels serve the operators. Without the extension the test fails: the reference would pass it."""
+    force("cpu")
+    assert backend_module.of("cpu") == "cpu"
+
+
+@pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)

@@ -10,9 +10,7 @@ from matconv_fast import _ops, _reference
 from matconv_fast.kernels.contract import LOSSES
 
 
-@pytest.fixture(autouse=True)
-def native(force):
-    force("cpu")
+pytestmark = pytest.mark.usefixtures("native")
 
 
 def rand(*shape, dtype=torch.float64, seed=0):
