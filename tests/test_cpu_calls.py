@@ -9,7 +9,6 @@ import matconv_fast as mcf
 from matconv_fast import _ops, _reference
 from matconv_fast.kernels.contract import LOSSES
 
-
 pytestmark = pytest.mark.usefixtures("native")
 
 

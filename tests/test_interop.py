@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matconv_fast.solve.solver import Solver
 from problems import well_conditioned
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import matconv_fast as mcf
 from matconv_fast.solve import problem
-from matconv_fast.solve.solver import Solver
 
 
 def through_file(value: Any) -> Any:
