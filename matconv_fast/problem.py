@@ -91,6 +91,12 @@ class Problem:
         precision: the dtypes of M and Y, of X, and of sums.
         identity: whether Y is the identity because the user passed None.
         sources: M and Y as the user passed them.
+
+    Example:
+        >>> import torch, matconv_fast as mcf
+        >>> problem = mcf.solve(torch.eye(2), max_iters=0).problem
+        >>> problem.residual(torch.zeros(1, 2, 2))[0, 0]
+        tensor([-1.,  0.])
     """
 
     M: Tensor | None
@@ -176,8 +182,8 @@ class Problem:
         """The gradient of the loss by X, ``[B, m, n]``, from the residual; 0 where the residual is."""
         return _reference.batched_gradient(R, self._factors[0], self.scale, self.coupled)
 
-    def per_problem(self, name: str, value: float | Tensor) -> Tensor:
-        """A hyperparameter as ``[B]`` in the dtype of X.
+    def per_problem(self, name: str, value: float | Tensor) -> float | Tensor:
+        """A hyperparameter, checked: a number as it is, a tensor as ``[B]`` in the dtype of X.
 
         Args:
             name: for errors.
@@ -185,7 +191,7 @@ class Problem:
         """
         if not isinstance(value, Tensor):
             _checks.representable(name, value, self.dtype)
-            return torch.full((self.size,), value, dtype=self.dtype, device=self.device)
+            return value
         _checks.per_problem(name, value, self.batch, self.device)
         value = _in_memory(name, value).detach().to(self.device, self.dtype)
         return value.expand(self.batch).reshape(self.size).contiguous()

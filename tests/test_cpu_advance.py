@@ -11,6 +11,7 @@ from matconv_fast.kernels.contract import LOSSES, Shape
 from matconv_fast.kernels.cpu import launch
 
 pytestmark = pytest.mark.usefixtures("native")
+KEEP_A_RESIDUAL = [*PARALLEL, "gemm"]
 every_rule = pytest.mark.parametrize("rule", HYPER)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
@@ -71,7 +72,7 @@ def test_the_number_of_threads_changes_no_bit(algorithm, threads, rule, generato
 
 
 @every_rule
-@pytest.mark.parametrize("algorithm", [info.name for info in launch.algorithms() if info.keeps_residual])
+@pytest.mark.parametrize("algorithm", KEEP_A_RESIDUAL)
 def test_a_residual_kept_from_the_chunk_before_changes_no_bit(algorithm, rule, generator):
     shape = (24, 16, 16) if "small" in algorithm else (40, 50, 60)
     given = case(rule, (1, *shape), torch.float64, generator)
@@ -136,9 +137,11 @@ def test_the_choice_depends_on_size_and_batch():
     assert launch.choose(Shape(1, 4, 4, 4, True, False, torch.float32), "unknown") is None
 
 
-def test_every_rule_is_known():
-    for rule in HYPER:
-        assert launch.choose(Shape(1, 4, 4, 4, True, False, torch.float32), rule) is not None
+def test_rules_and_algorithms_are_listed():
+    assert set(launch.rules()) >= HYPER.keys()
+    assert [info.name for info in launch.algorithms() if info.keeps_residual] == KEEP_A_RESIDUAL
+    assert all(info.exact and not info.many_launches for info in launch.algorithms())
+    assert {info.name for info in launch.algorithms() if info.least_steps > 1} == PARALLEL.keys()
 
 
 NEEDS = {
