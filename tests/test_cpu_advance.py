@@ -41,10 +41,10 @@ def test_a_parallel_algorithm_gives_the_bits_of_its_sequential_one(algorithm, sh
 def test_a_parallel_algorithm_stops_where_its_sequential_one_does(algorithm, shape, dtype, rule, generator):
     """At every kind of place in a stretch: the start, the middle, the last iterate, a later stretch, the limit."""
     count, steps = 9, 3_000
-    given, step = case(rule, (1, *shape), dtype, generator).repeated(count), torch.full((count,), 3)
+    given, step = case(rule, (1, *shape), dtype, generator).fresh().repeated(count), torch.full((count,), 3)
     limit = torch.full((count,), steps)
     limit[-1] = 700  # and never meets its tolerance
-    options = {"rule": rule, "limit": limit, "step": step}
+    options = {"rule": rule, "limit": limit, "step": step, "hyper": (1e-3, *HYPER[rule][1:])}
     lowest = advance(PARALLEL[algorithm], given, steps, **options).sums[0].cummin(0).values
     places = torch.tensor([0, 1, 8, 60, 64, 65, 700, 2_999])
     threshold = torch.cat([lowest[places], torch.tensor([1e-30], dtype=torch.float64)])
@@ -81,9 +81,11 @@ def test_a_residual_kept_from_the_chunk_before_changes_no_bit(algorithm, rule, g
     for steps in (0, 3, 4):
         chunk = advance(algorithm, part, steps, rule=rule, step=done, R=R, known=known)
         part, done, known = part._replace(X=chunk.X, state=chunk.state), done + steps, chunk.sums[0, -1].item()
-    torch.testing.assert_close(R, part.X @ part.M - part.Y)
     assert torch.equal(part.X, whole.X)
     assert known == whole.sums[0, -1]
+    if algorithm == "parallel_small":  # whose residual is never in memory
+        return
+    torch.testing.assert_close(R, part.X @ part.M - part.Y)
     # R is read, not computed: with a residual of 0 the gradient is 0
     still = advance(algorithm, part, 1, rule=rule, step=done, R=0 * R, known=1.0)
     exact = part._replace(Y=part.X @ part.M)
@@ -168,7 +170,7 @@ def test_an_algorithm_refuses_what_it_cannot_run(algorithm, generator):
 @every_rule
 def test_malformed_calls_are_refused(rule, generator):
     given = case(rule, (2, 4, 4, 4), torch.float64, generator)
-    X, state, _, Y = given
+    _, state, _, Y = given
     for wrong, options in (
         (given._replace(Y=Y[:, :3].contiguous()), {}),
         (given._replace(state=tuple(t[:, :2].contiguous() for t in state)), {}),
@@ -176,14 +178,13 @@ def test_malformed_calls_are_refused(rule, generator):
         (given._replace(state=state[:-1]), {}),
         (given._replace(state=(*state, state[0])), {}),
         (given._replace(M=given.M.float()), {}),
-        (given._replace(X=X.mT), {}),
         (given, {"hyper": HYPER[rule][:-1]}),
         (given, {"hyper": (*HYPER[rule], 0.1)}),
         (given, {"limit": torch.tensor([3])}),
         (given, {"threshold": torch.tensor([1.0])}),
         (given, {"step": torch.tensor([1, 2, 3])}),
         (given, {"R": torch.zeros(2, 4, 3, dtype=torch.float64)}),
-        (given, {"rule": "unknown"}),
+        (given, {"rule": "unknown", "hyper": HYPER[rule]}),
     ):
         with pytest.raises(RuntimeError, match="advance"):
             advance("rows", wrong, 3, **{"rule": rule, **options})
