@@ -176,5 +176,5 @@ def test_an_early_stop_is_at_the_first_iterate_beyond_the_bail(algorithm, genera
 
 def test_an_unregistered_rule_is_refused(generator):
     given = case("heavy_ball", (1, 4, 4, 4), torch.float64, generator)
-    with pytest.raises(ValueError, match="rule must be one of adam, heavy_ball.*got 'sgd'"):
+    with pytest.raises(ValueError, match=r"rule must be one of adam, heavy_ball.*got 'sgd'"):
         advance("reference", given, 1, rule="sgd", hyper=HYPER["heavy_ball"])

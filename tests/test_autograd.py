@@ -1,4 +1,4 @@
-"""Derivatives of the loss, the functional step and the distance: by every argument, of second order, under transforms."""
+"""First and second derivatives of loss, functional step and distance by every argument, and function transforms."""
 
 from __future__ import annotations
 
