@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from matconv_fast.solve.problem import Problem
 from problems import well_conditioned
 
 import matconv_fast as mcf
@@ -11,7 +12,6 @@ from matconv_fast import _reference
 from matconv_fast._ops import backend
 from matconv_fast.solve import loop
 from matconv_fast.solve.options import Options
-from matconv_fast.solve.problem import Problem
 
 if not torch.cuda.is_available():
     pytest.skip("no GPU", allow_module_level=True)
