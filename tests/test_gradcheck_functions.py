@@ -37,7 +37,11 @@ def a_step(loss):
     return stepped
 
 
-STEPS = ("ragged", "one row", "no M", "no Y", "batch", "shared M and Y", "broadcast")
+STEPS = [
+    "one row",
+    "broadcast",
+    *(pytest.param(c, marks=pytest.mark.long) for c in ("ragged", "no M", "no Y", "batch", "shared M and Y")),
+]
 
 
 def of_a_step(case, names="XVMYlm", dtype=torch.float64):
