@@ -138,9 +138,9 @@ Function = Callable[[Descent, Tensor, Tensor], Tensor]  # of a problem, X and V
 
 
 def step_by_hand(work: Descent, X: Tensor, V: Tensor) -> Tensor:
-    """In place; returns the loss before the update."""
+    """In place; returns the loss before the update. Without ``alpha=``, which inductor drops (see descents.py)."""
     R = X @ work.M - work.Y
-    V.mul_(work.momentum).add_(R @ work.M.mT, alpha=2 / 16)
+    V.mul_(work.momentum).add_(2 / 16 * (R @ work.M.mT))
     X.sub_(work.lr * V)
     return (R * R).mean()
 
