@@ -21,6 +21,10 @@ from .gradient_rule import GradientRule, like
 from .solver import Ending
 
 
+# Below 1, where the iteration stops converging; an lr beyond 4 / (c s^2) has no stable momentum.
+MOST_MOMENTUM = 1 - 1e-6
+
+
 @dataclass(frozen=True)
 class HeavyBall(GradientRule):
     """Heavy ball: ``V = momentum V + G; X = X - lr V`` (Polyak, 1964), as ``torch.optim.SGD(momentum=momentum)``.
@@ -101,7 +105,8 @@ class HeavyBall(GradientRule):
             lr = torch.where(high > 0, 4 / (high.sqrt() + low.sqrt()) ** 2, 1.0)
         else:
             lr = torch.as_tensor(problem.per_problem("lr", self.lr), dtype=torch.float64, device=problem.device)
-        momentum = (1 - (lr * low).sqrt().clamp(max=1)) ** 2
+        # the larger of the two extremes: beyond the optimal lr it is the largest singular value that limits (Polyak)
+        momentum = torch.maximum((1 - (lr * low).sqrt()) ** 2, (1 - (lr * high).sqrt()) ** 2).clamp(max=MOST_MOMENTUM)
         return _within_range(lr, problem), momentum.to(problem.dtype)
 
     def explain(self, problem: Problem, ending: Ending) -> str:
