@@ -180,7 +180,7 @@ def test_kernels_are_imported_as_part_of_the_package():
 MOST_PARAMETERS = 8
 
 # Operators' implementations, whose parameters are those of the schema.
-MIRROR_A_SCHEMA: set[str] = set()
+MIRROR_A_SCHEMA = {"kernels.gpu.launch.launch_advance", "kernels.gpu.finish_chunk.launch_finish_chunk"}
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
