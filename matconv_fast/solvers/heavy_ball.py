@@ -96,7 +96,8 @@ class HeavyBall(GradientRule):
         if self.lr is not None:
             return problem.per_problem("lr", self.lr), momentum
         curvature = problem.scale * spectrum.largest(problem)
-        lr = torch.where(curvature > 0, (1 + torch.as_tensor(momentum, dtype=torch.float64)) / curvature, 1.0)
+        decay = torch.as_tensor(momentum, dtype=torch.float64, device=problem.device)
+        lr = torch.where(curvature > 0, (1 + decay) / curvature, 1.0)
         return _within_range(lr, problem), momentum
 
     def _optimal(self, problem: Problem) -> tuple[Tensor, Tensor]:
