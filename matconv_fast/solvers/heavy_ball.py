@@ -20,7 +20,6 @@ from . import spectrum
 from .gradient_rule import GradientRule, like
 from .solver import Ending
 
-
 # Below 1, where the iteration stops converging; an lr beyond 4 / (c s^2) has no stable momentum.
 MOST_MOMENTUM = 1 - 1e-6
 
