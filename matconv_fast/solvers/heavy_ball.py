@@ -20,9 +20,6 @@ from . import spectrum
 from .gradient_rule import GradientRule, like
 from .solver import Ending
 
-# Below 1, where the iteration stops converging; an lr beyond 4 / (c s^2) has no stable momentum.
-MOST_MOMENTUM = 1 - 1e-6
-
 
 @dataclass(frozen=True)
 class HeavyBall(GradientRule):
@@ -105,8 +102,8 @@ class HeavyBall(GradientRule):
             lr = torch.where(high > 0, 4 / (high.sqrt() + low.sqrt()) ** 2, 1.0)
         else:
             lr = torch.as_tensor(problem.per_problem("lr", self.lr), dtype=torch.float64, device=problem.device)
-        # the larger of the two extremes: beyond the optimal lr it is the largest singular value that limits (Polyak)
-        momentum = torch.maximum((1 - (lr * low).sqrt()) ** 2, (1 - (lr * high).sqrt()) ** 2).clamp(max=MOST_MOMENTUM)
+        # The larger of the two extremes: beyond the optimal lr, the largest singular value is the limit (Polyak).
+        momentum = torch.maximum((1 - (lr * low).sqrt()) ** 2, (1 - (lr * high).sqrt()) ** 2).clamp(max=1)
         return _within_range(lr, problem), momentum.to(problem.dtype)
 
     def explain(self, problem: Problem, ending: Ending) -> str:
