@@ -125,7 +125,10 @@ class HeavyBall(GradientRule):
         limits = torch.finfo(problem.dtype)
         if lr in (limits.tiny, limits.max):
             name = str(problem.dtype).removeprefix("torch.")
-            return f"no {name} is the step size for this M, of largest singular value {square**0.5:.3g}: scale M"
+            return (
+                f"the step size for this M, whose largest singular value is {square**0.5:.3g}, is out of range for "
+                f"{name}: scale M"
+            )
         if not square > 0 or lr <= (limit := 2 * (1 + momentum) / (problem.scale * square)):
             return ""
         return (
