@@ -133,12 +133,12 @@ class Problem:
         flat_Y = torch.eye(m, p, dtype=operand, device=first.device)[None] if Y is None else _flatten(Y, batch, operand)
         return cls(flat_M, flat_Y, loss, left, batch, m, n, p, precision, Y is None, sources)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of problems, B."""
         return self.batch.numel()
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where everything lies."""
         return self.Y.device
@@ -148,17 +148,17 @@ class Problem:
         """The dtype of X."""
         return self.precision.state
 
-    @property
+    @cached_property
     def coupled(self) -> bool:
         """Whether the loss couples the rows of X, as the norm ``fro`` does."""
         return self.loss == "fro"
 
-    @property
+    @cached_property
     def scale(self) -> float:
         """The factor c in ``gradient = c R M^T``."""
         return _reference.gradient_scale(self.loss, self.m * self.p)
 
-    @property
+    @cached_property
     def shape(self) -> Shape:
         """What the choice of an algorithm depends on."""
         product, dtype = self.M is not None, self.precision.operands
@@ -182,8 +182,8 @@ class Problem:
         """The gradient of the loss by X, ``[B, m, n]``, from the residual; 0 where the residual is."""
         return _reference.batched_gradient(R, self._factors[0], self.scale, self.coupled)
 
-    def per_problem(self, name: str, value: float | Tensor) -> Tensor:
-        """A hyperparameter as ``[B]`` in the dtype of X.
+    def per_problem(self, name: str, value: float | Tensor) -> float | Tensor:
+        """A hyperparameter, checked: a number as it is, a tensor as ``[B]`` in the dtype of X.
 
         Args:
             name: for errors.
@@ -191,7 +191,7 @@ class Problem:
         """
         if not isinstance(value, Tensor):
             _checks.representable(name, value, self.dtype)
-            return torch.full((self.size,), value, dtype=self.dtype, device=self.device)
+            return value
         _checks.per_problem(name, value, self.batch, self.device)
         value = _in_memory(name, value).detach().to(self.device, self.dtype)
         return value.expand(self.batch).reshape(self.size).contiguous()

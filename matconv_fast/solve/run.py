@@ -105,7 +105,8 @@ class Run:
         return torch.empty((self.problem.size, steps + 1), dtype=torch.float64, device=self.problem.device)
 
     def _chunk(self, steps: int, sums: Tensor) -> None:
-        sums.select(1, 0).copy_(self.standing.last)
+        if self.iterate.R is not None:  # which is that of X, so its sum need not be computed again
+            sums.select(1, 0).copy_(self.standing.last)
         torch.add(self.start.iterations, self.standing.updates, out=self.iterate.step)
         # ``steps`` where the status is RUNNING, which is -1, and far below 0 elsewhere: torch.where takes 15 us more.
         limit = torch.rsub(self.standing.status, steps - STOPPED, alpha=STOPPED)

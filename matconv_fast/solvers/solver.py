@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +16,7 @@ from ..kernels.contract import StopCriteria, Trace
 from ..problem import Problem
 
 
-@dataclass(frozen=True, eq=False)
-class Iterate:
+class Iterate(NamedTuple):
     """Where an iteration stands.
 
     Attributes:
@@ -131,10 +130,9 @@ class Solver(abc.ABC):
 
     def bound(self: _Solver, problem: Problem, plan: Plan) -> _Solver:
         """A copy whose tensor hyperparameters are ``[B, 1, 1]``; itself if it has none."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        if not tensors:
-            return self
-        return self._with(**{name: problem.per_problem(name, t)[:, None, None] for name, t in tensors.items()})
+        given = {name: problem.per_problem(name, t) for name, t in vars(self).items() if isinstance(t, Tensor)}
+        rows = {name: t[:, None, None] for name, t in given.items() if isinstance(t, Tensor)}
+        return self._with(**rows) if rows else self
 
     def _with(self: _Solver, **values: Any) -> _Solver:
         """A copy with other hyperparameters, unchecked."""
