@@ -137,7 +137,7 @@ def test_a_tolerance_whose_square_underflows_is_never_met(backend):
 
 def test_an_M_too_small_for_a_step_size_says_so(backend):
     sol = mcf.solve(1e-25 * torch.eye(3), max_iters=100)
-    assert "no float32 is the step size for this M, of largest singular value 1e-25: scale M" in sol.message
+    assert "the step size for this M, whose largest singular value is 1e-25, is out of range for float32" in sol.message
 
 
 def test_momentum_auto_is_faster_than_the_default(backend):

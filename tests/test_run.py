@@ -6,15 +6,11 @@ The fields of a `Standing` and of a `Trace` cross the operators one by one; a te
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from matconv_fast import _ops, _reference
-from matconv_fast._reference import Standing
 from matconv_fast.kernels.contract import (
     CONVERGED,
     DIVERGED,
@@ -26,8 +22,11 @@ from matconv_fast.kernels.contract import (
     Trace,
 )
 
+from matconv_fast import _ops, _reference
+from matconv_fast._reference import Standing
+
 OPS = torch.ops.matconv_fast
-NAMES = [field.name for field in fields(Standing)]
+NAMES = list(Standing._fields)
 IMPLEMENTATIONS = ["reference", "cpu"]
 NAN, INF = math.nan, math.inf
 
@@ -45,10 +44,7 @@ def finish(implementation, trace, standing):
     if implementation == "reference":
         _reference.finish_chunk(trace, standing)
         return
-    named = {field.name: getattr(standing, field.name) for field in fields(Standing)} | {
-        "sums": trace.sums,
-        "steps_done": trace.steps_done,
-    }
+    named = {**trace._asdict(), **standing._asdict()}
     # by name, so that the order of the schema is what counts
     OPS.finish_chunk(**{argument.name: named[argument.name] for argument in OPS.finish_chunk.default._schema.arguments})
 
@@ -147,7 +143,7 @@ def started(implementation, Y, batch=1, rtol=1e-3, atol=0.0):
 def test_the_operators_agree_with_the_structures_on_names_and_order(native):
     arguments = [argument.name for argument in OPS.finish_chunk.default._schema.arguments]
     assert set(arguments) == {"sums", *NAMES}
-    assert arguments[:2] == [field.name for field in fields(Trace)]
+    assert arguments[:2] == list(Trace._fields)
     assert len(OPS.start_run.default._schema.returns) == len(NAMES)
     standing = _ops.start_run(
         torch.eye(2)[None], *(torch.full((1,), v).double() for v in (NAN, NAN, NAN)), torch.tensor([RUNNING]), 0.5, 0.0
