@@ -13,5 +13,5 @@ interpreter and compiled ahead of time for sm_80, sm_90, sm_100 and gfx942:
 * Tensor descriptors stand alone: the launcher of 3.6.0 does not find them in a tuple.
 * ``a, (b,) = f()`` does not compile with 3.6.0 and 3.7.1; one level of unpacking does.
 
-A tuple adds 1 to 2 us to the host's time of a launch, which is 50 to 80 us.
+Passing 26 values as 8 arguments adds 2 us to the host's time of a launch, which is 50 to 80 us.
 """
