@@ -21,6 +21,7 @@ PAGE = (ROOT / "docs" / "adding-a-solver.md").read_text()
 # By name, a solver for `equation`, with an lr that converges there. A rule with kernels joins the package here.
 SOLVERS = {
     "heavy_ball": lambda: mcf.HeavyBall(lr=0.01, momentum=0.7),
+    "nesterov": lambda: mcf.HeavyBall(lr=0.01, momentum=0.5, nesterov=True),
     "adam": lambda: mcf.Adam(lr=0.05, betas=(0.8, 0.95)),
     "Nesterov": lambda: documented("nesterov").Nesterov(lr=0.01, momentum=0.5),
     "SteepestDescent": lambda: documented("steepest_descent").SteepestDescent(),
