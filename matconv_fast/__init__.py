@@ -5,7 +5,7 @@ from .distance import distance, is_close
 from .losses import ResidualLoss, residual_loss
 from .problem import Problem
 from .solve import ConvergenceError, Solution, Status, inv, iterate, solve
-from .solvers import Adam, GradientRule, HeavyBall, Solver
+from .solvers import Adam, Factor, GradientRule, HeavyBall, Refinement, Solver, factorize
 from .step import heavy_ball_step, heavy_ball_step_
 
 __version__ = "0.1.0"
@@ -13,14 +13,17 @@ __version__ = "0.1.0"
 __all__ = [
     "Adam",
     "ConvergenceError",
+    "Factor",
     "GradientRule",
     "HeavyBall",
     "Problem",
+    "Refinement",
     "ResidualLoss",
     "Solution",
     "Solver",
     "Status",
     "distance",
+    "factorize",
     "heavy_ball_step",
     "heavy_ball_step_",
     "info",

@@ -58,7 +58,7 @@ class _Implicit(torch.autograd.Function):
 
 def _warn(status: Tensor) -> None:
     """Warn of problems that were cut short. STAGNATED is final: the rounding floor, or a least-squares minimum."""
-    ended = (status == Status.CONVERGED) | (status == Status.STAGNATED)
+    ended = (status == Status.CONVERGED) | (status == Status.STAGNATED) | (status == Status.LEAST_SQUARES)
     missing = int((~ended).sum())
     if missing:
         warnings.warn(

@@ -75,8 +75,11 @@ class Solution:
 
     @property
     def converged(self) -> Tensor:
-        """Whether each problem met its tolerance, bool."""
-        return self.status == Status.CONVERGED
+        """Whether each problem has its answer, bool: CONVERGED, or LEAST_SQUARES where M has more columns than rows."""
+        answered = self.status == Status.CONVERGED
+        if self.problem.n < self.problem.p:  # most Y have no exact solution, so the minimum is what was asked for
+            answered = answered | (self.status == Status.LEAST_SQUARES)
+        return answered
 
     @property
     def message(self) -> str:
@@ -85,7 +88,7 @@ class Solution:
         Reads the device, and may take a singular value decomposition of M.
         """
         codes = self.status.reshape(-1).tolist()
-        failed = [index for index, code in enumerate(codes) if code != Status.CONVERGED]
+        failed = [index for index, answered in enumerate(self.converged.reshape(-1).tolist()) if not answered]
         if not codes:
             return "an empty batch"
         if not failed and len(codes) > 1:
