@@ -9,8 +9,8 @@ from pathlib import Path
 
 from setuptools import setup
 
-SOURCES = ["bindings", "bindings_advance", "bindings_loss", "bindings_run", "finish_chunk"]
-SOURCES += ["isa_generic", "isa_avx2", "isa_avx512"]
+SOURCES = ["bindings", "bindings_advance", "bindings_distance", "bindings_loss", "bindings_run", "bindings_step"]
+SOURCES += ["finish_chunk", "isa_generic", "isa_avx2", "isa_avx512"]
 NOT_BUILT = "matconv_fast: CPU kernels NOT built ({}); solves on the CPU will run on the PyTorch reference."
 
 
@@ -37,7 +37,15 @@ def extension_options() -> dict:
         depends=sorted(map(str, Path("kernels/cpu").glob("*.h"))),
         # 2.10 is the first torch with parallel_for in the stable ABI.
         define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000ULL")],
-        extra_compile_args=["-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wno-psabi"],
+        # -fno-math-errno: square roots become vector instructions
+        extra_compile_args=[
+            "-O3",
+            "-ffp-contract=fast",
+            "-fno-math-errno",
+            "-fvisibility=hidden",
+            "-Wall",
+            "-Wno-psabi",
+        ],  # fmt: skip
         py_limited_api=True,
     )
     return {

@@ -1,4 +1,4 @@
-"""Time and peak memory of two ways to the same answer, in turns inside one process, as a small table."""
+"""Time and peak memory of two programs with the same result, measured in turns in one process, as a small table."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 import matconv_fast as mcf
 
 Call = Callable[[], Any]
-PAIRS = 5  # the ratio is the median over the pairs, not that of the two medians
-HEADER = (f"medians of {PAIRS} pairs", "plain", "here", "ratio")
+PAIRS = 5  # the ratio is the median over the pairs, not the ratio of the two medians
+HEADER = (f"medians of {PAIRS} pairs", "plain PyTorch", "matconv_fast", "times less")
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-_NOISE = 2**18  # bytes: what one page more or less, or the interpreter itself, adds to a peak
+_NOISE = 2**18  # bytes that the interpreter adds to a peak, or not
 
 
 def seconds(call: Call, repeats: int = 1) -> float:
-    """Of one call."""
+    """Seconds of one call."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -30,7 +30,7 @@ def seconds(call: Call, repeats: int = 1) -> float:
 
 
 def paired_seconds(plain: Call, here: Call, pairs: int = PAIRS, repeats: int = 1) -> list[tuple[float, float]]:
-    """Seconds of both, the order changing from pair to pair; one unmeasured call of each goes before."""
+    """Seconds of both, after one call of each that is not timed; the order alternates from pair to pair."""
     plain(), here()
     found = []
     for k in range(pairs):
@@ -43,11 +43,11 @@ def paired_seconds(plain: Call, here: Call, pairs: int = PAIRS, repeats: int = 1
 
 
 def peak_bytes(call: Call) -> int | None:
-    """How far the process's memory rises during the call above what it holds before; None where the system won't say.
+    """Peak memory of the process during the call, above what it held before; None on a system that does not report it.
 
-    On Linux, writing 5 to clear_refs sets the peak resident set, VmHWM, back to the present one. Freed memory that the
-    allocator has kept is given back first, or it would serve the call unseen. And from here on blocks of 64 KiB or more
-    are mapped one by one, or the gaps between them would count. Mapping takes time: measure times before.
+    On Linux, writing 5 to clear_refs resets the peak resident set size (VmHWM). Memory that the allocator has kept is
+    returned to the system first; the call could use it without raising the peak. From here on, blocks of 64 KiB or more
+    are mapped one by one, because gaps between blocks would count. Mapping takes time, so measure times first.
     """
     try:
         libc = ctypes.CDLL(None)
@@ -67,19 +67,19 @@ def _high_water() -> int:
 
 
 def time_row(name: str, plain: Call, here: Call, pairs: int = PAIRS, repeats: int = 1) -> tuple[str, ...]:
-    """A line of the table: median seconds of both, and the median ratio."""
+    """A row of the table: median seconds of both, and the median ratio."""
     found = paired_seconds(plain, here, pairs, repeats)
     a, b = (statistics.median(column) for column in zip(*found, strict=True))
     return name, _time(a), _time(b), _ratio(statistics.median(a / b for a, b in found))
 
 
 def memory_row(name: str, plain: Call, here: Call, pairs: int = PAIRS) -> tuple[str, ...]:
-    """A line of the table: median peaks of both after a first one, and their ratio where that can be told."""
+    """A row of the table: median peaks of both, the first one left out, and their ratio if both are above noise."""
 
     def measure() -> list[tuple[int | None, int | None]]:
         return [(peak_bytes(plain), peak_bytes(here)) for _ in range(pairs + 1)][1:]
 
-    with ThreadPoolExecutor(1) as thread:  # whose heap is new: with the gaps of this one's, 2 MiB became 50
+    with ThreadPoolExecutor(1) as thread:  # its heap is new; with the gaps in this thread's heap, 2 MiB became 50
         peaks = thread.submit(measure).result()
     if any(peak is None for pair in peaks for peak in pair):
         return name, "-", "-", "-"
@@ -101,15 +101,13 @@ def _ratio(value: float) -> str:
 
 
 def print_table(rows: list[tuple[str, ...]], header: tuple[str, ...] = HEADER) -> None:
-    """Aligned columns, the first to the left; below savings, a line that says why where a time is no shorter."""
+    """Print aligned columns; below the table of savings, say why if a time is no shorter."""
     widths = [max(len(row[k]) for row in (header, *rows)) for k in range(len(header))]
     for row in (header, *rows):
         cells = (c.rjust(w) if k else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
         print("  ".join(cells).rstrip())
     if header is HEADER and any(row[0].startswith("time") and float(row[-1].removesuffix("x")) < 1 for row in rows):
-        if mcf.info().devices[0].path.startswith("reference"):
-            print(
-                "Below 1: no C++ kernels run here, but the PyTorch reference; `python -m matconv_fast info` says why."
-            )
+        if mcf.info().devices[0].backend.startswith("reference"):
+            print("Below 1: the PyTorch reference ran, not the C++ kernels; `python -m matconv_fast info` says why.")
         else:
-            print("Below 1: most likely other programs hold the cores; kernels whose threads meet often wait for them.")
+            print("Below 1: other programs probably use the cores, and the threads of a kernel wait for each other.")

@@ -1,7 +1,7 @@
 """A layer whose output is the solution of an equation: h @ (A A^T + I) = features, a metric that training learns.
 
-The forward iterates until h is near enough. The backward differentiates the solution, not the way to it: plain PyTorch,
-which unrolls the iterations, keeps the matrices of each, ``mcf.solve`` keeps h alone.
+The forward pass iterates until h is accurate enough. The backward pass differentiates the solution, not the iterations:
+plain PyTorch unrolls them and stores the matrices of each one, ``mcf.solve`` stores h only.
 
     python examples/implicit_layer.py [--quick]
 """
@@ -24,7 +24,7 @@ FEATURES = 48
 
 
 class Whitening(nn.Module):
-    """h with ``h @ (A A^T + I) = features``: directions that A learns are damped. Starts from the h before."""
+    """h with ``h @ (A A^T + I) = features``, which damps the directions in A. Starts from the h of the last call."""
 
     def __init__(self, features: int, rtol: float) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Whitening(nn.Module):
 
 
 def train(Y: Tensor, labels: Tensor, steps: int) -> None:
-    """Classify the digits by the whitened features; the same rows each step, so that h is near where it was."""
+    """Classify the digits by the whitened features; the rows are the same in each step, so h changes little."""
     layer = Whitening(FEATURES, rtol=1e-4)
     net = nn.Sequential(nn.Linear(64, FEATURES), layer, nn.ReLU(), nn.Linear(FEATURES, 10))
     adam = torch.optim.Adam(net.parameters(), lr=1e-2)
@@ -60,13 +60,13 @@ def train(Y: Tensor, labels: Tensor, steps: int) -> None:
 
 
 def solved(M: Tensor, Y: Tensor, rtol: float) -> Tensor:
-    """As the layer does it."""
+    """X as the layer computes it."""
     return mcf.solve(M, Y, solver=mcf.HeavyBall(momentum="auto"), rtol=rtol).X
 
 
 def unrolled(M: Tensor, Y: Tensor, iterations: int) -> Tensor:
     """The same heavy ball, with every iteration recorded by autograd."""
-    s = torch.linalg.eigvalsh(M.detach())  # M is symmetric and positive: its singular values
+    s = torch.linalg.eigvalsh(M.detach())  # M is symmetric positive definite: its singular values
     low, high, c = s[0], s[-1], 2 / Y.numel()
     lr, momentum = 4 / (c * (low + high) ** 2), ((high - low) / (high + low)) ** 2
     X = V = torch.zeros_like(Y)
@@ -87,7 +87,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 def backward_through(layer: Callable[[Tensor, Tensor], Tensor], A: Tensor, Y: Tensor) -> tuple[Tensor, ...]:
-    """The output, and the gradients by A and Y of half of its sum of squares."""
+    """The output, and the gradients of half its sum of squares by A and Y."""
     A, Y = A.detach().requires_grad_(), Y.detach().requires_grad_()
     X = layer(A @ A.mT + torch.eye(len(A), dtype=A.dtype), Y)
     return X.detach(), *torch.autograd.grad(X, (A, Y), X.detach())
@@ -112,18 +112,18 @@ def main(quick: bool) -> None:
         here = partial(backward_through, partial(solved, rtol=rtol), A, Y)
         (X_plain, by_A_plain, _), (X, by_A, _) = plain(), here()
         apart, off_plain, off = relative(X, X_plain), relative(by_A_plain, exact), relative(by_A, exact)
-        assert apart < 1e-4  # h is the same; the gradients come from different formulas, and meet as rtol falls
+        assert apart < 1e-4  # h is the same; the gradients come from different formulas, and agree as rtol falls
         errors.append((f"rtol {rtol:.0e}", str(count), f"{apart:.1e}", f"{off_plain:.1e}", f"{off:.1e}"))
         sides.append((f"{count} iterations", plain, here))
     assert off < 1e-3
     assert off_plain < 1e-2
-    print_table(errors, ("", "iterations", "h apart", "error of A's gradient, plain", "here"))
+    print_table(errors, ("", "iterations", "difference of h", "error of A's gradient, plain PyTorch", "matconv_fast"))
     print()
     times = [time_row(f"time, {name}", plain, here) for name, plain, here in sides]
     once = statistics.median(seconds(partial(backward_through, direct, A, Y)) for _ in range(PAIRS))
     print_table([*times, *(memory_row(f"peak memory, {name}", plain, here) for name, plain, here in sides)])
-    print(f"torch.linalg.solve in their place: {once * 1e3:.1f} ms. It is the better choice where a direct solve fits;")
-    print("the iteration is for a rough answer, a warm start, or where its path is the model.")
+    print(f"torch.linalg.solve instead: {once * 1e3:.1f} ms. Use it if you want the exact solution; iterate if a rough")
+    print("one is enough, if you start from a good one, or if the iterations are the model.")
 
 
 if __name__ == "__main__":

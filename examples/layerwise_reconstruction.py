@@ -1,8 +1,8 @@
-"""Weights rounded to a few bits, and a small matrix that undoes most of the harm: layer-wise reconstruction.
+"""Layer-wise reconstruction: a small matrix that corrects most of the error of rounding weights to a few bits.
 
-A layer's weight W, ``[out, in]``, becomes W_q, of 2 to 4 bits. On activations A of real data, ``[in, rows]``, its
-outputs W A become W_q A. The square matrix X with X @ (W_q A) = W A, ``[out, out]``, brings them back as far as a
-product can: the layer is then X W_q. Where it has few outputs X costs little, in float16 16 out / in bits a weight.
+Quantization replaces a layer's weight W, ``[out, in]``, by W_q of 2 to 4 bits. On activations A of real data,
+``[in, rows]``, the outputs W A become W_q A. The matrix X, ``[out, out]``, with X @ (W_q A) = W A in the least-squares
+sense corrects them; the layer is then X W_q. In float16 X costs 16 out / in bits per weight, little for few outputs.
 
     python examples/layerwise_reconstruction.py [--quick]
 """
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 import matconv_fast as mcf
 
 IN, OUT = 1024, 64
-RIDGE = 0.02  # of the largest singular value: how much X is held to the identity, its start
+RIDGE = 0.02  # of the largest singular value: how strongly X is kept near the identity, where it starts
 
 
 def trained(images: Tensor, labels: Tensor, steps: int) -> nn.Sequential:
-    """An MLP whose middle layer holds most of its weights."""
+    """A trained MLP, whose middle layer has most of the weights."""
     net = nn.Sequential(nn.Linear(64, IN), nn.ReLU(), nn.Linear(IN, OUT), nn.ReLU(), nn.Linear(OUT, 10))
     adam = torch.optim.Adam(net.parameters(), lr=2e-3)
     for _ in range(steps):
@@ -37,26 +37,26 @@ def trained(images: Tensor, labels: Tensor, steps: int) -> nn.Sequential:
 
 
 def rounded(W: Tensor, bits: int) -> Tensor:
-    """Each weight to the nearest of the levels that `bits` allow, with a scale for each row."""
+    """Each weight rounded to the nearest of the levels of `bits` bits, with one scale per row."""
     top = 2 ** (bits - 1) - 1
     scale = W.abs().amax(1, keepdim=True) / top
     return (W / scale).round() * scale
 
 
 def equation(W: Tensor, W_q: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    """M and Y of X @ M = Y: the layer's outputs, and beside them r X = r I, which keeps M well conditioned."""
+    """M and Y of X @ M = Y: the layer's outputs, and next to them r X = r I, which keeps M well conditioned."""
     r = RIDGE * torch.linalg.matrix_norm(W_q @ A, 2)
     return torch.cat([W_q @ A, r * torch.eye(OUT)], 1), torch.cat([W @ A, r * torch.eye(OUT)], 1)
 
 
 def correct(M: Tensor, Y: Tensor, iterations: int) -> mcf.Solution:
-    """X, from the identity; there is no exact solution, so it makes all its iterations towards the least squares."""
+    """X, from the identity. There is no exact solution: it runs all iterations, towards the least-squares one."""
     solver = mcf.HeavyBall(momentum="auto")
     return mcf.solve(M, Y, torch.eye(OUT), solver=solver, rtol=0, max_iters=iterations, patience=iterations)
 
 
 def plain_correct(M: Tensor, Y: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """The same iterations in plain PyTorch, with the best lr and momentum too: X, and the loss before each update."""
+    """The same iterations in plain PyTorch, with the same lr and momentum: X, and the loss before each update."""
     s = torch.linalg.eigvalsh(M.double() @ M.double().mT).sqrt()
     low, high, c = float(s[0]), float(s[-1]), 2 / Y.numel()
     lr, momentum = 4 / (c * (low + high) ** 2), ((high - low) / (high + low)) ** 2
@@ -70,7 +70,7 @@ def plain_correct(M: Tensor, Y: Tensor, iterations: int) -> tuple[Tensor, Tensor
 
 
 def main(quick: bool) -> None:
-    """Train, quantise, correct, and measure the fit."""
+    """Train, quantize, correct, and measure the fit."""
     torch.manual_seed(314)
     digits = load_digits()
     images, labels = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
@@ -91,7 +91,7 @@ def main(quick: bool) -> None:
         W_q = rounded(W, bits)
         X = correct(*equation(W, W_q, A), iterations).X.half().float()
         rows += [tried(f"{bits} bits", bits, W_q), tried(f"{bits} bits, corrected", bits + cost, X @ W_q)]
-    print(f"the layer {IN} -> {OUT} on {len(held)} digits that neither training nor the fit has seen:")
+    print(f"the layer {IN} -> {OUT} on {len(held)} digits that were used neither for training nor for the fit:")
     print_table(rows, ("", "bits a weight", "error of outputs", "accuracy"))
 
     M, Y = equation(W, rounded(W, 3), A)
@@ -104,8 +104,8 @@ def main(quick: bool) -> None:
     once = statistics.median(seconds(lambda: torch.linalg.lstsq(M.mT, Y.mT)) for _ in range(PAIRS))
     plain, here = (functools.partial(fit, M, Y, iterations) for fit in (plain_correct, correct))
     print_table([time_row("time", plain, here), memory_row("peak memory", plain, here)])
-    print(f"Memory: M is {M.nbytes / 2**20:.1f} MiB, and both sides hold a few copies of it; little is to be saved.")
-    print(f"torch.linalg.lstsq in its place: {once * 1e3:.1f} ms, the better choice for one fit to the end.")
+    print(f"Memory: M is {M.nbytes / 2**20:.1f} MiB; both sides hold a few copies of it, so little is saved.")
+    print(f"torch.linalg.lstsq instead: {once * 1e3:.1f} ms. Use it for a single exact fit.")
 
 
 if __name__ == "__main__":

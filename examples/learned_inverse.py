@@ -1,7 +1,7 @@
-"""The notebook that the project grew from: learn the inverse of a 4 x 4 matrix by momentum descent, X @ M = I.
+"""Learn the inverse of a 4 x 4 matrix, X @ M = I, by gradient descent with momentum, as in the project's notebook.
 
-The loop stays a Python loop, as in training code that does other things in between; what shrinks is its body. Autograd
-takes a forward, a backward and four updates an iteration, ``mcf.heavy_ball_step_`` one call.
+The loop stays a Python loop, as in training code that does other things in between. An iteration with autograd has a
+forward pass, a backward pass and an update; ``mcf.heavy_ball_step_`` is one call.
 
     python examples/learned_inverse.py [--quick]
 """
@@ -17,11 +17,11 @@ from torch import Tensor
 import matconv_fast as mcf
 
 LR, MOMENTUM = 0.9, 0.9
-Path = tuple[Tensor, Tensor]  # the last X, and the loss before each update
+Descent = tuple[Tensor, Tensor]  # the last X, and the loss before each update
 
 
-def autograd_loop(X: Tensor, M: Tensor, iterations: int) -> Path:
-    """The notebook's own."""
+def autograd_loop(X: Tensor, M: Tensor, iterations: int) -> Descent:
+    """The loop with autograd."""
     X, V, eye = X.clone().requires_grad_(), torch.zeros_like(X), torch.eye(len(M))
     losses = []
     for _ in range(iterations):
@@ -35,21 +35,21 @@ def autograd_loop(X: Tensor, M: Tensor, iterations: int) -> Path:
     return X.detach(), torch.stack(losses)
 
 
-def step_loop(X: Tensor, M: Tensor, iterations: int) -> Path:
-    """The same, with one call for an iteration."""
+def step_loop(X: Tensor, M: Tensor, iterations: int) -> Descent:
+    """The same, with one call per iteration."""
     X, V = X.clone(), torch.zeros_like(X)
     losses = [mcf.heavy_ball_step_(X, V, M, lr=LR, momentum=MOMENTUM) for _ in range(iterations)]
     return X, torch.stack(losses)
 
 
-def solve_once(X: Tensor, M: Tensor, iterations: int) -> Path:
+def solve_once(X: Tensor, M: Tensor, iterations: int) -> Descent:
     """The same, with one call for all iterations."""
     sol = mcf.solve(M, X0=X, solver=mcf.HeavyBall(lr=LR, momentum=MOMENTUM), rtol=0, max_iters=iterations)
     return sol.X, sol.history[:-1]
 
 
 def main(quick: bool) -> None:
-    """Check that the trajectories agree, compare with the direct inverse, measure."""
+    """Check that the iterates agree, compare with the direct inverse, measure."""
     torch.manual_seed(314)
     X0 = torch.rand(4, 4)
     matrices = {
@@ -63,23 +63,21 @@ def main(quick: bool) -> None:
         gap = float((losses - plain_losses).abs().max())
         off = float(mcf.distance(X, X_plain, ord="max"))
         print(f"M = {name}: {iterations:,} iterations, loss {losses[0]:.4f} -> {losses[-1]:.1e}")
-        print(f"  trajectories: losses at most {gap:.1e} apart, last X {off:.1e}")
+        print(f"  loop with autograd: losses differ by at most {gap:.1e}, the last X by {off:.1e}")
         assert gap < 1e-5
         assert off < 1e-5
         inverse = torch.linalg.inv(M)
         print(f"  largest |X - torch.linalg.inv(M)|: {mcf.distance(X, inverse, ord='max'):.1e}, "
               f"largest entry of the inverse {inverse.abs().max():.2f}")  # fmt: skip
 
-    print(f"\n{iterations:,} iterations in a Python loop; plain is autograd, here is mcf.heavy_ball_step_")
+    print(f"\n{iterations:,} iterations in a Python loop: autograd, and mcf.heavy_ball_step_")
     calls = {
         name: (lambda M=M: autograd_loop(X0, M, iterations), lambda M=M: step_loop(X0, M, iterations))
         for name, M in matrices.items()
     }
     rows = [time_row(f"time, {name}", *pair) for name, pair in calls.items()]
     print_table([*rows, memory_row("peak memory", *calls["diag(1, 2, 3, 4)"])])
-    print(
-        "Memory: nothing to save, the matrices are of 64 bytes; what there is are the losses, which both loops keep.\n"
-    )
+    print("Memory: nothing to save. A matrix has 64 bytes; most of the memory is the losses, which both loops keep.\n")
 
     X, history = solve_once(X0, M, iterations)
     assert float((history - losses).abs().max()) < 1e-5

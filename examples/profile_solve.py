@@ -1,7 +1,7 @@
-"""Where a solve spends its time: the phases and operators of a few of them under ``torch.profiler``.
+"""Where a solve spends its time: the phases and operators of three solves under ``torch.profiler``.
 
-Prints their table, most of the time first, and writes a trace for ui.perfetto.dev or chrome://tracing, in which each
-phase says what is solved and which way that goes. docs/profiling.md explains both.
+Prints a table, longest first, and writes a trace for ui.perfetto.dev or chrome://tracing. In the trace each phase names
+the problem, the backend and the algorithm. docs/profiling.md explains both.
 
     python examples/profile_solve.py [--trace FILE] [--device DEVICE]
 """
@@ -20,13 +20,13 @@ import matconv_fast as mcf
 
 
 def well_conditioned(n: int, *batch: int, device: str) -> torch.Tensor:
-    """``[*batch, n, n]`` with singular values in about 1 to 5."""
+    """``[*batch, n, n]`` with singular values between about 1 and 5."""
     A = torch.randn(*batch, n, n, generator=torch.Generator().manual_seed(0), device="cpu")
     return (A @ A.mT / n + torch.eye(n, device="cpu")).to(device)
 
 
 def workloads(device: str) -> dict[str, Callable[[], object]]:
-    """What is profiled, by name."""
+    """The solves to profile, by name."""
     small, square = well_conditioned(4, device=device), well_conditioned(256, device=device)
     batch = well_conditioned(8, 1000, device=device)
     return {
@@ -37,21 +37,21 @@ def workloads(device: str) -> dict[str, Callable[[], object]]:
 
 
 def table(profiler: profile) -> str:
-    """The rows of this package, most of the time first, one for each name and shapes of the inputs."""
+    """The rows of this package, longest first, one for each name and shapes of the inputs."""
     rows = [row for row in profiler.key_averages(group_by_input_shape=True) if row.key.startswith("matconv_fast")]
     rows.sort(key=lambda row: -row.cpu_time_total)
-    lines = [f"{'name':<34}{'calls':>6}{'CPU total':>12}{'a call':>12}{'GPU total':>12}   shapes of the inputs"]
+    lines = [f"{'name':<34}{'calls':>6}{'CPU total':>14}{'per call':>14}{'GPU total':>14}   shapes of the inputs"]
     for row in rows:
         total, each, gpu = (
             f"{time / 1e3:.3f} ms" for time in (row.cpu_time_total, row.cpu_time, row.device_time_total)
         )
-        shapes = ", ".join(str(shape).replace(" ", "") for shape in row.input_shapes[:3])  # of X, M, Y in most
-        lines.append(f"{row.key:<34}{row.count:>6}{total:>12}{each:>12}{gpu:>12}   {shapes}")
+        shapes = ", ".join(str(shape).replace(" ", "") for shape in row.input_shapes[:3])  # X, M and Y in most rows
+        lines.append(f"{row.key:<34}{row.count:>6}{total:>14}{each:>14}{gpu:>14}   {shapes}")
     return "\n".join(lines)
 
 
 def main(trace: Path, device: str) -> None:
-    """Warm up, profile, show."""
+    """Warm up, profile, print the table, write the trace."""
     calls = workloads(device)
     for call in calls.values():
         call()

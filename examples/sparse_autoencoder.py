@@ -1,8 +1,8 @@
-"""A sparse autoencoder on the digits, whose decoder never holds the difference to the data: ``mcf.residual_loss``.
+"""A sparse autoencoder on handwritten digits that never stores its reconstruction error: ``mcf.residual_loss``.
 
-Codes X = relu(Y @ W_enc + b), of which most are zero, times a dictionary M give the data Y back. Training asks for the
-loss ||X @ M - Y||^2 and its gradients, not for X @ M itself: plain PyTorch holds that in memory, the squared errors and
-the gradient, each as large as the batch. Here the loss works through it block by block.
+Codes X = relu(Y @ W_enc + b), most of them zero, times a dictionary M reconstruct the data Y. Training needs the loss
+||X @ M - Y||^2 and its gradients, not X @ M itself. Plain PyTorch stores X @ M, the squared errors and their gradient,
+each as large as the batch; ``mcf.residual_loss`` computes the loss and the gradients block by block.
 
     python examples/sparse_autoencoder.py [--quick]
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import matconv_fast as mcf
 
-SIDE = 48  # pixels: digits of 8 x 8, enlarged fourfold, somewhere on a canvas of 48 x 48
+SIDE = 48  # pixels: 8 x 8 digits, enlarged fourfold, at a random place of a 48 x 48 canvas
 ATOMS = 128
 L1 = 0.02
 
@@ -35,7 +35,7 @@ def canvas(rows: int) -> Tensor:
 
 
 class SparseAutoencoder(nn.Module):
-    """Codes of a batch, and the dictionary that they choose from."""
+    """An encoder of images to codes, and the dictionary ``W_dec`` that decodes them."""
 
     def __init__(self, pixels: int, atoms: int) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class SparseAutoencoder(nn.Module):
 
 
 def plain_loss(X: Tensor, M: Tensor, Y: Tensor) -> Tensor:
-    """As it is written everywhere."""
+    """The usual reconstruction loss."""
     return nn.functional.mse_loss(X @ M, Y)
 
 
 def trainer(loss: Callable[[Tensor, Tensor, Tensor], Tensor], Y: Tensor) -> tuple[SparseAutoencoder, Callable]:
-    """A model from seed 0, and a function that makes one step of its training and returns both parts of the loss."""
+    """A model from seed 0, and a function that makes one training step and returns both parts of the loss."""
     torch.manual_seed(0)
     model = SparseAutoencoder(Y.shape[1], ATOMS)
     adam = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -62,7 +62,7 @@ def trainer(loss: Callable[[Tensor, Tensor, Tensor], Tensor], Y: Tensor) -> tupl
     def step() -> tuple[Tensor, Tensor]:
         adam.zero_grad()
         X = model(Y)
-        reconstruction, sparsity = loss(X, model.W_dec, Y), X.mean()  # no code is negative: the mean is the L1 norm's
+        reconstruction, sparsity = loss(X, model.W_dec, Y), X.mean()  # X is at least 0: an L1 penalty
         (reconstruction + L1 * sparsity).backward()
         adam.step()
         return reconstruction.detach(), sparsity.detach()
@@ -71,19 +71,19 @@ def trainer(loss: Callable[[Tensor, Tensor, Tensor], Tensor], Y: Tensor) -> tupl
 
 
 def main(quick: bool) -> None:
-    """Check that both ways train alike, train, measure."""
+    """Check that both losses train alike, train, measure."""
     torch.manual_seed(314)
     Y = canvas(512 if quick else 2048)
     model, here = trainer(mcf.residual_loss, Y)
     _, plain = trainer(plain_loss, Y)
     losses = [(here()[0], plain()[0]) for _ in range(5)]
     largest = max(float((a - b).abs() / b) for a, b in losses)
-    print(f"five steps of both: losses differ by at most {largest:.1e} of themselves")
+    print(f"five steps of both: the losses differ by at most {largest:.1e}, relative")
     assert largest < 1e-4
 
     curve = [here()[0] for _ in range(20 if quick else 60)]
     print(f"reconstruction loss: first {losses[0][0]:.4f}, after {len(curve) + 5} steps {curve[-1]:.4f}")
-    print(f"codes that are zero: {float((model(Y) == 0).float().mean()):.0%} of {ATOMS} an image\n")
+    print(f"codes that are zero: {float((model(Y) == 0).float().mean()):.0%} of {ATOMS} per image\n")
 
     print(f"one training step: {len(Y):,} images of {Y.shape[1]:,} pixels, {ATOMS} atoms; "
           f"X @ M - Y would be {Y.nbytes / 2**20:.1f} MiB")  # fmt: skip

@@ -1,4 +1,4 @@
-"""``python -m matconv_fast demo``: the notebook's runs and the question's loops, plain and here, side by side."""
+"""``python -m matconv_fast demo``: the notebook's runs and the question's loops, as plain PyTorch and as one call."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ from .distance import distance
 from .solve import Solution, Status, iterate, solve
 from .solvers import Adam, HeavyBall
 
-REPEATS = 10  # of the fast side in a pair: its single run is too short for the clock
-STOPS = 11  # heat maps a run: every 1,000 iterations
+REPEATS = 10  # runs of ours in a pair: a single one is too short for the clock
+DIRECT_REPEATS = 100  # of the direct solver, likewise
+STOPS = 11  # heat maps of a run: one every 1,000 iterations
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; times in seconds, medians over the pairs, as is the ratio with its least and greatest."""
+    """One line of the table.
+
+    Times in seconds are medians over the pairs. A ratio says how many times faster ours is: the median over the pairs,
+    the least and the greatest. ``direct_seconds`` is the time of ``torch.linalg.inv(M)``, None where there is no M.
+    """
 
     workload: str
     iterations: int
@@ -39,8 +44,12 @@ class Row:
     ratio_least: float
     ratio_greatest: float
     difference: float
+    direct_seconds: float | None = None
 
-    HEADER = ("", "iterations", "first loss", "last loss", "status", "plain loop", "here", "ratio")
+    HEADER = (
+        "workload", "iterations", "first loss", "last loss", "status", "plain loop", "matconv_fast", "times faster",
+        "torch.linalg.inv",
+    )  # fmt: skip
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, under `HEADER`."""
@@ -53,31 +62,37 @@ class Row:
             f"{self.plain_seconds * 1e3:,.1f} ms",
             f"{self.seconds * 1e3:,.2f} ms",
             f"{self.ratio:,.0f}x" if self.ratio >= 10 else f"{self.ratio:.1f}x",
+            "" if self.direct_seconds is None else f"{self.direct_seconds * 1e3:.3f} ms",
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A workload: the plain loop, and the call that replaces it. ``plain`` returns the final X."""
+    """A workload: the plain loop, the call that replaces it, and the direct solver if there is one.
+
+    ``plain`` and ``direct`` return the final X.
+    """
 
     name: str
     plain: Callable[[], Tensor]
     ours: Callable[[], Solution]
+    direct: Callable[[], Tensor] | None = None
 
 
 def notebook_job(run: _workloads.NotebookRun) -> Job:
-    """N1 to N4: all 10,000 iterations, with the loss of each."""
+    """N1 to N4: all 10,000 iterations, and the loss of each."""
     return Job(
         run.name,
         lambda: _workloads.notebook_loop(run)[0],
         lambda: solve(
             run.M, None, run.X0, solver=HeavyBall(run.lr, run.momentum), rtol=0.0, max_iters=run.iterations
         ),
+        lambda: torch.linalg.inv(run.M),
     )  # fmt: skip
 
 
 def question_jobs(device: torch.device) -> list[Job]:
-    """Q1 to Q3. The random walks start from the same seed on both sides, so they take the same steps."""
+    """Q1 to Q3. Both sides of a random walk start from the same seed, so they make the same steps."""
     A, B = _workloads.question(device)
 
     def seeded(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -116,12 +131,16 @@ def _seconds(function: Callable[[], Any], repeats: int, device: torch.device) ->
 
 
 def compare(job: Job, pairs: int, device: torch.device) -> tuple[Row, Solution]:
-    """Time the plain loop and ours in turns; one unmeasured call of each goes before."""
+    """Time the plain loop, ours and the direct solver in turns, after one call of each that is not timed."""
     X, solution = job.plain(), job.ours()
-    plain, ours = [], []
+    if job.direct is not None:
+        job.direct()
+    plain, ours, direct = [], [], []
     for _ in range(pairs):
         plain.append(_seconds(job.plain, 1, device))
         ours.append(_seconds(job.ours, REPEATS, device))
+        if job.direct is not None:
+            direct.append(_seconds(job.direct, DIRECT_REPEATS, device))
     ratios = [a / b for a, b in zip(plain, ours, strict=True)]
     row = Row(
         workload=job.name,
@@ -135,6 +154,7 @@ def compare(job: Job, pairs: int, device: torch.device) -> tuple[Row, Solution]:
         ratio_least=min(ratios),
         ratio_greatest=max(ratios),
         difference=float(distance(solution.X, X, ord="max")),
+        direct_seconds=statistics.median(direct) if direct else None,
     )
     return row, solution
 
@@ -154,7 +174,7 @@ def text_table(rows: list[Row]) -> str:
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """README's table, from the rows of a result file."""
+    """The table of docs/demo.md, from the rows of a results file."""
     lines = [Row.HEADER, ("---",) * len(Row.HEADER), *(Row(**row).cells() for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -169,7 +189,7 @@ def write_report(path: Path, rows: list[Row], runs: list[_workloads.NotebookRun]
     maps = {run.name: snapshots(sol, stops=stops) for run, sol in zip(runs, solutions, strict=True)}
     table = [row.cells() for row in rows]
     sections: list[tuple[str, Any]] = [
-        ("Plain loops, and here", plotting.html_table(table, Row.HEADER)),
+        ("Plain loops, and matconv_fast", plotting.html_table(table, Row.HEADER)),
         ("Loss of the four runs", plotting.loss_figure(curves)),
         ("X @ M - I by iteration", plotting.maps_figure(maps)),
     ]
@@ -185,7 +205,7 @@ def _title(run: _workloads.NotebookRun) -> str:
 
 
 def run_demo(pairs: int, report: Path | None, results: Path | None) -> list[Row]:
-    """Run everything, print the table, write the report and the results that were asked for."""
+    """Run everything and print the table; write the report and the results if their paths are given."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(info(), end="\n\n")
     runs = _workloads.notebook_runs(device)
@@ -197,12 +217,13 @@ def run_demo(pairs: int, report: Path | None, results: Path | None) -> list[Row]
     rows = [row for row, _ in compared]
     print(f"\n{text_table(rows)}\n")
     print(
-        f"Medians of {pairs} pairs. Largest |X_plain - X_here| of N1 to N4: {max(r.difference for r in rows[:4]):.1e}, "
+        f"Times and ratios are medians of {pairs} pairs. Largest difference of the final X between both sides: "
+        f"{max(r.difference for r in rows[:4]):.1e} in N1 to N4, {max(r.difference for r in rows[4:]):.1e} in Q1 to Q3."
     )
-    print(f"of Q1 to Q3: {max(r.difference for r in rows[4:]):.1e}. Losses: mse for N, ||A - B||_F for Q.")
+    print("Losses: mse in N, ||A - B||_F in Q.")
     for row, solution in compared:
         if not bool(solution.converged) and row.workload == "Q3":
-            print(f"Q3, in words: {solution.message}")
+            print(f"Q3: {solution.message}")
     if results is not None:
         results.parent.mkdir(parents=True, exist_ok=True)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

@@ -1,4 +1,4 @@
-"""The jobs that tests, demo and benchmarks share, and the plain loops that people write for them today."""
+"""The workloads that tests, demo and benchmarks share, and the plain PyTorch loops that people write for them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-# Enough that a run takes long beside the fixed cost of the call, from overhead-bound to arithmetic-bound; at 1,024 and
-# 2,048 enough that the loss of the last X, one product more, is little.
+# Enough that the fixed cost of a call is small beside its iterations. At 1,024 and 2,048 also the loss of the last X,
+# one more product.
 SQUARE_ITERATIONS = {
     4: 10_000, 8: 10_000, 16: 10_000, 32: 10_000, 64: 10_000, 128: 2_000, 256: 400, 512: 100, 1024: 40, 2048: 20
 }  # fmt: skip
@@ -17,9 +17,9 @@ SQUARE_ITERATIONS = {
 
 @dataclass(frozen=True, eq=False)
 class Descent:
-    """Heavy ball on ``mean((X @ M - Y)^2)`` from X0: one problem, or a batch with an lr for each.
+    """Heavy ball on ``mean((X @ M - Y)^2)`` from X0: one problem, or a batch with one lr per problem.
 
-    With ``rtol=0`` it makes all its iterations.
+    With ``rtol=0`` it runs all its iterations.
     """
 
     name: str
@@ -59,7 +59,7 @@ class NotebookRun:
         return torch.eye(4, device=self.M.device)
 
     def descent(self) -> Descent:
-        """The run with its start and its right-hand side in one place."""
+        """The same run as a `Descent`."""
         return Descent(self.name, self.M, self.Y, self.X0, self.lr, self.momentum, self.iterations)
 
 
@@ -80,9 +80,9 @@ def notebook_runs(device: torch.device | str = "cpu") -> list[NotebookRun]:
 
 
 def notebook_loop(run: NotebookRun | Descent) -> tuple[Tensor, Tensor]:
-    """The notebook's own loop: autograd, with a gradient buffer that accumulates; X and the loss before each update."""
+    """The notebook's own loop, with autograd. Returns X, and the loss before each update."""
     X = run.X0.clone().requires_grad_()
-    velocity = X.grad = torch.zeros_like(X)  # backward() adds to it
+    velocity = X.grad = torch.zeros_like(X)  # backward() adds the gradient to it
     Y = run.Y
     losses = []
     for _ in range(run.iterations):
@@ -96,21 +96,21 @@ def notebook_loop(run: NotebookRun | Descent) -> tuple[Tensor, Tensor]:
 
 
 def question(device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """A and B of "how do I iterate until A equals B?": ``rand(5, 5)`` each, under seed 0."""
+    """A and B of the question "how do I iterate until A equals B?": ``rand(5, 5)`` each, under seed 0."""
     generator = torch.Generator().manual_seed(0)
     A, B = torch.rand(2, 5, 5, generator=generator).to(device)
     return A, B
 
 
 def random_step(A: Tensor) -> Tensor:
-    """The asker's update of Q1 and Q2, which draws from torch's global generator."""
+    """The update of Q1 and Q2: a random walk that uses torch's global generator."""
     return A + 0.1 * torch.randn_like(A)
 
 
 def loop_until(
     stop: Callable[[Tensor, Tensor], bool], A: Tensor, B: Tensor, max_iters: int = 100
 ) -> tuple[Tensor, int]:
-    """Q1 and Q2 as the asker writes them: update, until `stop` says so."""
+    """The plain loop of Q1 and Q2: update until ``stop(A, B)``. Returns A and the number of updates."""
     for iteration in range(max_iters):
         if stop(A, B):
             return A, iteration
@@ -119,17 +119,17 @@ def loop_until(
 
 
 def equal(A: Tensor, B: Tensor) -> bool:
-    """The stop of Q1."""
+    """The stopping test of Q1."""
     return torch.equal(A, B)
 
 
 def near(A: Tensor, B: Tensor) -> bool:
-    """The stop of Q2."""
+    """The stopping test of Q2."""
     return bool(torch.linalg.norm(A - B) < 1e-6)
 
 
 def adam_loop(A: Tensor, B: Tensor, max_iters: int = 100) -> tuple[Tensor, int]:
-    """Q3 as the asker writes it: Adam on a copy of A, loss ``||A - B||_F``."""
+    """The plain loop of Q3: Adam on a copy of A, loss ``||A - B||_F``. Returns A and the number of updates."""
     A = A.clone().requires_grad_()
     optimizer = torch.optim.Adam([A], lr=0.01)
     for iteration in range(max_iters):
@@ -143,11 +143,11 @@ def adam_loop(A: Tensor, B: Tensor, max_iters: int = 100) -> tuple[Tensor, int]:
 
 
 def _curved(shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``M = A A^T / n + I`` with A of `shape`, and lr = 0.9 over the loss's curvature, ``2 ||M||_2^2 / numel(Y)``."""
+    """``M = A A^T / n + I`` with A of `shape`, and lr = 0.9 / curvature of the loss, ``2 ||M||_2^2 / numel(Y)``."""
     n = shape[-1]
     A = torch.randn(*shape, generator=generator)
     M = A @ A.mT / n + torch.eye(n)
-    largest = torch.linalg.eigvalsh(M)[..., -1]  # M is symmetric and positive: its 2-norm, without an SVD
+    largest = torch.linalg.eigvalsh(M)[..., -1]  # M is symmetric positive definite: its 2-norm
     return M, 0.9 * n * n / (2 * largest**2)
 
 
@@ -160,7 +160,7 @@ def square(n: int, iterations: int | None = None) -> Descent:
 
 
 def batch(problems: int = 10_000, n: int = 8, iterations: int = 2_000, rtol: float = 1e-5) -> Descent:
-    """B8: problems of 8 x 8 that stop one by one, each with its own M and lr; with other arguments, B64."""
+    """B8: 8 x 8 problems that stop one by one, each with its own M and lr; with other arguments, B64."""
     generator = torch.Generator().manual_seed(0)
     M, lr = _curved((problems, n, n), generator)
     X0 = torch.rand(problems, n, n, generator=generator)
@@ -168,7 +168,7 @@ def batch(problems: int = 10_000, n: int = 8, iterations: int = 2_000, rtol: flo
 
 
 def tall(m: int = 8192, n: int = 256, iterations: int = 200) -> Descent:
-    """T256: X m x n on one n x n matrix; the loss is the mean over all m rows."""
+    """T256: many rows, X m x n, on one n x n matrix."""
     generator = torch.Generator().manual_seed(0)
     M, lr = _curved((n, n), generator)
     X0, Y = torch.rand(2, m, n, generator=generator)
@@ -176,7 +176,7 @@ def tall(m: int = 8192, n: int = 256, iterations: int = 200) -> Descent:
 
 
 def wide(m: int = 64, n: int = 256, p: int = 100_000, iterations: int = 500) -> Descent:
-    """R, a regression: few unknowns, p samples."""
+    """R, a regression: few unknowns, many samples (p)."""
     generator = torch.Generator().manual_seed(0)
     M = torch.randn(n, p, generator=generator)
     Y, X0 = torch.randn(m, p, generator=generator), torch.rand(m, n, generator=generator)
@@ -185,9 +185,9 @@ def wide(m: int = 64, n: int = 256, p: int = 100_000, iterations: int = 500) -> 
 
 
 def partly_stopped(work: Descent, share: float) -> Descent:
-    """`work` with `share` of its problems, drawn at random, running to the last iteration; the others are solved.
+    """`work` with a `share` of its problems, drawn at random, that run all iterations; the others stop at once.
 
-    A solved one has ``X0 = Y = 0``, whose residual is exactly 0 however it is computed; the running ones have rtol 0.
+    Those have ``X0 = Y = 0``, whose residual is exactly 0 however it is computed.
     """
     problems = len(work.M)
     drawn = torch.randperm(problems, generator=torch.Generator().manual_seed(0))
@@ -197,7 +197,7 @@ def partly_stopped(work: Descent, share: float) -> Descent:
 
 @dataclass(frozen=True, eq=False)
 class LossInputs:
-    """F: the loss forward and backward alone, as training code uses it."""
+    """F: `residual_loss` with its gradients, as training code uses it."""
 
     X: Tensor
     M: Tensor
@@ -205,13 +205,13 @@ class LossInputs:
 
 
 def loss_inputs(m: int = 4096, n: int = 256, p: int = 8192) -> LossInputs:
-    """F as it is on a CPU; smaller to warm up."""
+    """F in its size for a CPU; other arguments for a smaller one."""
     generator = torch.Generator().manual_seed(0)
     X, M, Y = (torch.randn(shape, generator=generator) for shape in ((m, n), (n, p), (m, p)))
     return LossInputs(X, M, Y)
 
 
 def pair(n: int) -> tuple[Tensor, Tensor]:
-    """D: two n x n matrices whose distance is asked for."""
+    """D: two n x n matrices to compute the distance of."""
     A, B = torch.randn(2, n, n, generator=torch.Generator().manual_seed(0))
     return A, B

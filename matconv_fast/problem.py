@@ -182,8 +182,8 @@ class Problem:
         """The gradient of the loss by X, ``[B, m, n]``, from the residual; 0 where the residual is."""
         return _reference.batched_gradient(R, self._factors[0], self.scale, self.coupled)
 
-    def per_problem(self, name: str, value: float | Tensor) -> Tensor:
-        """A hyperparameter as ``[B]`` in the dtype of X.
+    def per_problem(self, name: str, value: float | Tensor) -> float | Tensor:
+        """A hyperparameter, checked: a number as it is, a tensor as ``[B]`` in the dtype of X.
 
         Args:
             name: for errors.
@@ -191,7 +191,7 @@ class Problem:
         """
         if not isinstance(value, Tensor):
             _checks.representable(name, value, self.dtype)
-            return torch.full((self.size,), value, dtype=self.dtype, device=self.device)
+            return value
         _checks.per_problem(name, value, self.batch, self.device)
         value = _in_memory(name, value).detach().to(self.device, self.dtype)
         return value.expand(self.batch).reshape(self.size).contiguous()

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def table(name: str, first: str) -> list[list[str]]:
     columns = len(rows[0]) if rows[0][0] else len(rows[0]) + 1
     end = next((k for k, row in enumerate(rows[1:], 1) if len(row) < columns), len(rows))
     return rows[1:end]
+
+
+def test_the_page_shows_the_code_of_the_examples():
+    sections = re.split(r"^## ", (ROOT / "docs" / "examples.md").read_text(), flags=re.M)[1:]
+    assert [re.match(r"\[`(\w+)\.py`\]", section)[1] for section in sections] == [*ROWS, "profile_solve"]
+    for section in sections[: len(ROWS)]:
+        code = (ROOT / "examples" / re.match(r"\[`([\w.]+)`\]", section)[1]).read_text()
+        (shown,) = re.findall(r"^```python\n(.*?)```", section, flags=re.M | re.S)
+        assert shown in code or textwrap.indent(shown, " " * 4) in code
 
 
 def numbers(name: str, pattern: str) -> list[float]:

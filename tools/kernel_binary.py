@@ -66,7 +66,7 @@ def faults(launch: Launch, binary: Binary) -> list[str]:
 
 
 def _should_have_wgmma(launch: Launch) -> bool:
-    # It multiplies 64 rows at a time. The small tier's blocks are as small as its problems are, down to 16 rows.
+    # It multiplies 64 rows at a time. Blocks of the small algorithm are as small as its problems, down to 16 rows.
     if launch.precision not in ("bf16", "fp16") or not launch.has_product or launch.kernel == "_advance_small_kernel":
         return False
     constants = launch.constants

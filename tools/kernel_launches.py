@@ -1,6 +1,6 @@
-"""What is launched on a GPU, found out without one: the launchers run as they are, on tensors that have no memory.
+"""What is launched on a GPU, recorded without one: the launchers run as they are, on tensors without memory.
 
-Triton is told that a GPU of the target is there, and what it would compile for each launch is kept instead.
+Triton is told that a GPU of the target is there, and what it would compile for each launch is recorded instead.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import sys
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,13 +28,14 @@ def _package(name: str, folder: Path) -> None:
     sys.modules[name] = package
 
 
-# Those of this source tree, whatever is installed. matconv_fast itself does not run: kernels import nothing above them.
+# This source tree's, whatever is installed. matconv_fast itself does not run: kernels import nothing above them.
 _package("matconv_fast", ROOT / "matconv_fast")
 _package("matconv_fast.kernels", ROOT / "kernels")
 
-from matconv_fast.kernels.gpu import launch, launch_loss, tiles  # noqa: E402
-
-from matconv_fast import _reference  # noqa: E402
+from matconv_fast.kernels.contract import LOSSES, Shape, state_dtype  # noqa: E402
+from matconv_fast.kernels.gpu import gemm, launch, launch_loss  # noqa: E402
+from matconv_fast.kernels.gpu import target as gpu_target  # noqa: E402
+from matconv_fast.kernels.gpu.rules import RULES  # noqa: E402
 
 # GPUs by the name of what they are compiled for, with the multiprocessors of an A100, H100, B200 and MI300X.
 TARGETS = {
@@ -45,13 +46,25 @@ TARGETS = {
 }
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "ieee": torch.float32,
               "fp64": torch.float64}  # fmt: skip
-MSE, FRO = 0, 2
 
 
-def tile_target(name: str) -> tiles.Target:
-    """The target as the tables of tiles know it."""
+def tile_target(name: str) -> gpu_target.Target:
+    """The target as the tables of block shapes know it."""
     gpu, multiprocessors = TARGETS[name]
-    return tiles.Target(gpu.backend, gpu.arch, multiprocessors)
+    return gpu_target.Target(gpu.backend, gpu.arch, multiprocessors)
+
+
+def _parameters(signature: Any, path: tuple[int, ...] = (), prefix: str = "") -> Iterator[tuple[tuple[int, ...], str]]:
+    """The path and the name of each parameter, those within tuples too: ``sizes.0``, ``tile.BM``."""
+    if isinstance(signature, dict):
+        names, values = list(signature), list(signature.values())
+    else:
+        names, values = getattr(signature, "_fields", [str(i) for i in range(len(signature))]), list(signature)
+    for i, (name, value) in enumerate(zip(names, values, strict=True)):
+        if isinstance(value, tuple):
+            yield from _parameters(value, (*path, i), f"{prefix}{name}.")
+        else:
+            yield (*path, i), prefix + name
 
 
 @dataclass(frozen=True)
@@ -69,20 +82,26 @@ class Launch:
 
     @property
     def constants(self) -> dict[str, Any]:
-        """The kernel's compile-time parameters by name; arguments that are 1 are among ``constexprs``, too."""
-        names = list(self.signature)
-        return {names[path[0]]: value for path, value in self.constexprs.items() if names[path[0]].isupper()}
+        """The kernel's compile-time parameters, and its block shape, by name."""
+        names = dict(_parameters(self.signature))
+        found = {names[path].removeprefix("tile."): value for path, value in self.constexprs.items()}
+        return {
+            name: getattr(value, "value", value)
+            for name, value in found.items()
+            if name.isupper() and value is not None
+        }
 
     def describe(self) -> str:
         """All that sets it apart from others."""
-        arguments = enumerate(self.signature.items())
-        odd = [name for i, (name, kind) in arguments if kind != "constexpr" and not self.attrs.get((i,))]
-        return f"{self.constants}, not known to be multiples of 16: {' '.join(odd)}"
+        parameters = [(path, name) for path, name in _parameters(self.signature) if path not in self.constexprs]
+        odd = [name for path, name in parameters if not self.attrs.get(path)]
+        absent = [name for path, name in _parameters(self.signature) if self.constexprs.get(path, 0) is None]
+        return f"{self.constants}, None: {' '.join(absent)}; not known to be multiples of 16: {' '.join(odd)}"
 
     @property
     def has_product(self) -> bool:
         """Whether it multiplies blocks."""
-        return "PRECISION" in self.constants and self.constants.get("PRODUCT", True)
+        return "PRECISION" in self.constants and self.signature["M"] != "constexpr"
 
 
 class _Driver:
@@ -101,14 +120,36 @@ class _Driver:
         return 0
 
 
-def advance_way(rule: str, loss: int, precision: str, batch: int, m: int, n: int, p: int, *, product: bool) -> str:
-    """The tier that the dispatcher takes."""
-    kind = {"product": product, "coupled": loss == FRO, "heavy_ball": rule == "heavy_ball"}
-    return launch.advance_way(batch, m, n, p, **kind, dtype=PRECISIONS[precision])
+@dataclass(frozen=True)
+class Case:
+    """Problems, by what their launches depend on. `loss`: a name in ``LOSSES``."""
+
+    loss: str
+    precision: str
+    batch: int
+    m: int
+    n: int
+    p: int
+    product: bool = True
+    shared: bool = True
+
+    def algorithm(self, rule: str) -> str:
+        """The algorithm that `choose` gives."""
+        sizes = self.batch, self.m, self.n, self.p
+        shape = Shape(*sizes, self.product, self.loss == "fro", PRECISIONS[self.precision])
+        found = launch.choose(shape, rule)
+        assert found is not None
+        return found.name
+
+    def factors(self) -> tuple[Tensor | None, Tensor]:
+        """M and Y."""
+        dtype, batch = PRECISIONS[self.precision], 1 if self.shared else self.batch
+        M = _empty(batch, self.n, self.p, dtype=dtype) if self.product else None
+        return M, _empty(batch, self.m, self.p, dtype=dtype)
 
 
 class Recorder:
-    """Calls launchers with problems of given shapes, and keeps each launch once, in the order of the first."""
+    """Calls launchers with problems of given shapes, and records each launch once, in order of appearance."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -117,7 +158,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Launches in here are for the target, and are kept."""
+        """Launches inside are for the target, and are recorded."""
 
         def keep(kernel, key, signature, device, constexprs, options, attrs, warmup):
             name = kernel.__name__
@@ -128,18 +169,14 @@ class Recorder:
 
         here = tile_target(self.target)
 
-        def current() -> tiles.Target:
-            return here
-
         before = triton.runtime.driver._active
         fp32_precision = torch.backends.cuda.matmul.fp32_precision
         triton.runtime.driver.set_active(_Driver(self.target))
         try:
             with (
                 mock.patch.object(triton.runtime.jit.JITFunction, "_do_compile", keep),
-                mock.patch.object(tiles, "target", current),
-                mock.patch.object(launch, "multiply"),  # by cuBLAS
-                mock.patch.object(launch_loss, "multiply"),
+                mock.patch.object(gpu_target, "current", return_value=here),
+                mock.patch.object(gemm, "multiply"),
             ):
                 yield
         finally:
@@ -147,75 +184,63 @@ class Recorder:
             torch.backends.cuda.matmul.fp32_precision = fp32_precision
 
     def use(self, precision: str) -> torch.dtype:
-        """Problems that follow are multiplied so."""
+        """Set how the products of what follows are made."""
         self.precision = precision
         torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
         return PRECISIONS[precision]
 
-    def advance(
-        self, rule: str, loss: int, precision: str, batch: int, m: int, n: int, p: int, *,
-        product: bool = True, shared: bool = True, kept: bool = False, only: str | None = None,
-    ) -> None:  # fmt: skip
-        """Two iterates, the way that the dispatcher takes; nothing if that is not the one asked for.
+    def advance(self, rule: str, case: Case, *, kept: bool = False, only: str | None = None) -> None:
+        """Two iterates by the algorithm that `choose` gives; nothing if that is not `only`.
 
-        ``kept``: from a residual that is there, where the way keeps one.
+        ``kept``: from a residual of an earlier chunk, where the algorithm keeps one.
         """
-        dtype = self.use(precision)
-        way = advance_way(rule, loss, precision, batch, m, n, p, product=product)
-        if only not in (None, way):
+        state = state_dtype(self.use(case.precision))
+        algorithm = case.algorithm(rule)
+        if only not in (None, algorithm):
             return
-        state = tiles.state_dtype(dtype)
-        X, first, second = (_empty(batch, m, n, dtype=state) for _ in range(3))
-        M = _empty(1 if shared else batch, n, p, dtype=dtype) if product else None
-        Y = _empty(1 if shared else batch, m, p, dtype=dtype)
-        lr, momentum = _empty(batch, dtype=state), _empty(batch, dtype=state)
-        limit, taken = _empty(batch, dtype=torch.int64), _empty(batch, dtype=torch.int64)
-        threshold, bail, count = (_empty(batch, dtype=torch.float64) for _ in range(3))
-        R = _empty(batch, m, p, dtype=dtype) if kept else None
-        sums = _empty(batch, 2, dtype=torch.float64)
-        chunk = limit, threshold, bail, sums, taken, R, loss, launch.WAYS.index(way)
-        if rule == "heavy_ball":
-            launch.launch_heavy_ball_advance(X, first, M, Y, lr, momentum, *chunk)
-        else:
-            launch.launch_adam_advance(X, first, second, count, M, Y, lr, 0.9, 0.999, 1e-8, *chunk)
+        batch, m, n, p = case.batch, case.m, case.n, case.p
+        X, *matrices = (_empty(batch, m, n, dtype=state) for _ in range(1 + RULES[rule].states))
+        hyper = _empty(RULES[rule].hyperparameters, batch, dtype=torch.float64)
+        step, limit, steps_done = (_empty(batch, dtype=torch.int64) for _ in range(3))
+        threshold, bail = (_empty(batch, dtype=torch.float64) for _ in range(2))
+        R = _empty(batch, m, p, dtype=PRECISIONS[case.precision]) if kept else None
+        launch.launch_advance(
+            rule, X, matrices, *case.factors(), hyper, step, 0.5, case.loss == "fro",
+            limit, threshold, bail, _empty(batch, 2, dtype=torch.float64), steps_done, R, algorithm,
+        )  # fmt: skip
 
-    def step(self, loss: int, precision: str, batch: int, m: int, n: int, p: int, *, product: bool = True) -> None:
+    def step(self, case: Case) -> None:
         """One heavy-ball step."""
-        dtype = self.use(precision)
-        X, V = (_empty(batch, m, n, dtype=tiles.state_dtype(dtype)) for _ in range(2))
-        M = _empty(1, n, p, dtype=dtype) if product else None
-        launch.launch_heavy_ball_step_(X, V, M, _empty(1, m, p, dtype=dtype), 0.1, 0.9, loss)
+        state = state_dtype(self.use(case.precision))
+        X, V = (_empty(case.batch, case.m, case.n, dtype=state) for _ in range(2))
+        launch.launch_heavy_ball_step_(X, V, *case.factors(), 0.1, 0.9, LOSSES.index(case.loss))
 
-    def products(
-        self, loss: int, precision: str, batch: int, m: int, n: int, p: int, *,
-        wanted: str = "", identity: bool = False, product: bool = True,
-    ) -> None:  # fmt: skip
+    def products(self, case: Case, *, wanted: str = "", identity: bool = False) -> None:
         """The loss with what is ``wanted`` of the gradients of X, M and Y; ``identity``: there is no Y."""
-        dtype = self.use(precision)
-        state = tiles.state_dtype(dtype)
+        dtype = self.use(case.precision)
+        batch, m, n, p = case.batch, case.m, case.n, case.p
+        M, Y = replace(case, shared=False).factors()
         launch_loss.launch_residual_products(
-            _empty(batch, m, n, dtype=dtype), _empty(batch, n, p, dtype=dtype) if product else None,
-            None if identity else _empty(batch, m, p, dtype=dtype), loss,
-            _empty(batch, m, n, dtype=state) if "X" in wanted else None,
-            _empty(batch, n, p, dtype=state) if "M" in wanted else None,
+            _empty(batch, m, n, dtype=dtype), M, None if identity else Y, LOSSES.index(case.loss),
+            _empty(batch, m, n, dtype=state_dtype(dtype)) if "X" in wanted else None,
+            _empty(batch, n, p, dtype=state_dtype(dtype)) if "M" in wanted else None,
             _empty(batch, m, p, dtype=dtype) if "Y" in wanted else None,
         )  # fmt: skip
 
     def distance(self, ord: int, precision: str, batch: int, m: int, n: int, *, transposed: bool = False) -> None:  # noqa: A002
-        """``ord`` indexes "fro", "max" and 1."""
+        """``ord`` indexes `ORDS`."""
         dtype = self.use(precision)
         A = _empty(batch, n, m, dtype=dtype).mT if transposed else _empty(batch, m, n, dtype=dtype)
         launch_loss.launch_distance(A, _empty(batch, m, n, dtype=dtype), ord)
 
     def finish_chunk(self, batch: int, columns: int) -> None:
-        """The judgement of a chunk."""
+        """The end of a chunk."""
         self.use("fp64")
-        taken, updates, status, again = (_empty(batch, dtype=torch.int64) for _ in range(4))
+        steps_done, updates, status, replay_to = (_empty(batch, dtype=torch.int64) for _ in range(4))
         threshold, squares, bail, last, best = (_empty(batch, dtype=torch.float64) for _ in range(5))
-        codes = {name: getattr(_reference, name) for name in ("RUNNING", "CONVERGED", "DIVERGED", "NONFINITE")}
         launch.launch_finish_chunk(
-            _empty(batch, columns, dtype=torch.float64), taken, threshold, squares, bail, last, best, updates, status,
-            again, _empty(2, dtype=torch.int64), bail_factor=_reference.BAIL_FACTOR, codes=codes,
+            _empty(batch, columns, dtype=torch.float64), steps_done, threshold, squares, bail, last, best, updates,
+            status, replay_to, _empty(2, dtype=torch.int64),
         )  # fmt: skip
 
 

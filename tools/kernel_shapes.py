@@ -10,21 +10,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from kernel_launches import FRO, MSE, PRECISIONS, Launch, Recorder, advance_way, tiles
-from matconv_fast.kernels import gpu
+from kernel_launches import PRECISIONS, RULES, Case, Launch, Recorder, gpu_target
 
-RULES = ("heavy_ball", "adam")
-SOLVES = (("heavy_ball", MSE), ("adam", FRO))
+from matconv_fast.kernels import gpu
+from matconv_fast.kernels.gpu import advance_tiles, gradient_tiles, product_tiles
+
+# Each rule with a loss, the two kinds of loss in turn: one that divides the gradient by ||R||, and one that does not.
+SOLVES = tuple(zip(RULES, itertools.cycle(("mse", "fro"))))
 CLASSES = (16, 32, 64, 128, 256, 512)  # of n, in the tables by rows
 
 
 def record(target: str, *, thorough: bool = False) -> list[Launch]:
-    """What is compiled for a target; ``thorough``: with every mix of sizes that the small tier takes."""
+    """What is compiled for a target; ``thorough``: with every mix of sizes that the small algorithm takes."""
     recorder = Recorder(target)
     with recorder.recording():
         for precision in PRECISIONS:
-            _small_tier(recorder, precision, thorough)
-            _row_tier(recorder, precision)
+            _small(recorder, precision, thorough)
+            _rows(recorder, precision)
             _products(recorder, precision)
             _losses(recorder, precision)
             _passes(recorder, precision)
@@ -33,80 +35,84 @@ def record(target: str, *, thorough: bool = False) -> list[Launch]:
     return list(recorder.launches.values())
 
 
-# fp16 is the same code as bf16 but for the rounding: every block shape of bf16 is compiled for it, not every way.
+# fp16 is the same code as bf16 but for the rounding: every block shape of bf16 is compiled for it, not every variant.
 
 
-def _small_tier(recorder: Recorder, precision: str, thorough: bool) -> None:
+def _small(recorder: Recorder, precision: str, thorough: bool) -> None:
     """Cubes, and mixes of the least and the largest size."""
-    sizes = [size for size in (16, 32, 64) if size <= tiles.small_limit(precision, heavy_ball=True)]
+    sizes = [size for size in (16, 32, 64) if size <= advance_tiles.small_limit(precision, states=1)]
     high = sizes[-1]
     for shape in itertools.product(sizes, repeat=3):
         cube = len(set(shape)) == 1
         if not thorough and precision == "fp16" and shape != (high, high, high):
             continue
-        if thorough or cube or 32 not in shape:
-            recorder.advance("heavy_ball", MSE, precision, 64, *shape)
-        if thorough or cube:
-            m, n, p = (size - 3 for size in shape)
-            recorder.advance("adam", FRO, precision, 64, m, n, p, shared=False, only="small")
+        ragged = tuple(size - 3 for size in shape)
+        for rule, loss in SOLVES:
+            if loss == "mse" and (thorough or cube or 32 not in shape):
+                recorder.advance(rule, Case(loss, precision, 64, *shape), only="small")
+            if loss == "fro" and (thorough or cube):
+                recorder.advance(rule, Case(loss, precision, 64, *ragged, shared=False), only="small")
     if precision != "fp16":
-        recorder.step(MSE, precision, 64, high, high, high)
+        recorder.step(Case("mse", precision, 64, high, high, high))
         for rule in RULES:
-            recorder.advance(rule, MSE, precision, 64, high, high, high, product=False, only="small")
+            recorder.advance(rule, Case("mse", precision, 64, high, high, high, product=False), only="small")
 
 
-def _row_tier(recorder: Recorder, precision: str) -> None:
+def _rows(recorder: Recorder, precision: str) -> None:
     """Rows of whole vectors, which descriptors take where n fills its class too, and rows of single elements."""
-    for n in CLASSES:
-        recorder.advance("heavy_ball", MSE, precision, 1, 8192, n, 1024, only="rows")
+    for rule, n in itertools.product(RULES, CLASSES):
+        recorder.advance(rule, Case("mse", precision, 1, 8192, n, 1024), only="rows")
         if precision != "fp16":
-            recorder.advance("heavy_ball", MSE, precision, 3, 8191, n - 3, 1021, shared=False, only="rows")
-            if tiles.target().has_descriptors and n > 32:
-                recorder.advance("heavy_ball", MSE, precision, 1, 8192, n - 16, 1024, only="rows")
+            recorder.advance(rule, Case("mse", precision, 3, 8191, n - 3, 1021, shared=False), only="rows")
+            if gpu_target.current().has_descriptors and n > 32:
+                recorder.advance(rule, Case("mse", precision, 1, 8192, n - 16, 1024), only="rows")
 
 
 def _products(recorder: Recorder, precision: str) -> None:
     """Two kernels an iteration, by large tiles and by small ones; of several problems, by pointers alone."""
-    for size in (4096, 512):
-        recorder.advance("heavy_ball", MSE, precision, 1, size, size, size, only="tiled", kept=True)
+    for rule, loss in SOLVES:
+        for size in (4096, 512):
+            case = Case(loss, precision, 1, size, size, size)
+            if precision != "fp16" or rule == next(iter(RULES)):
+                recorder.advance(rule, case, only="tiled", kept=True)
+            if precision != "fp16" and gpu_target.current().has_descriptors:
+                recorder.advance(rule, replace(case, batch=2), only="tiled")
         if precision != "fp16":
-            recorder.advance("adam", FRO, precision, 1, size, size, size, only="tiled")
-        if precision != "fp16" and tiles.target().has_descriptors:
-            for rule, loss in SOLVES:
-                recorder.advance(rule, loss, precision, 2, size, size, size, only="tiled")
-    if precision != "fp16":
-        for rule, loss in SOLVES:
-            recorder.advance(rule, loss, precision, 1, 509, 507, 505, only="tiled")
+            recorder.advance(rule, Case(loss, precision, 1, 509, 507, 505), only="tiled")
+    if precision == "bf16":
+        recorder.step(Case("fro", precision, 1, 512, 512, 512))
 
 
 def _losses(recorder: Recorder, precision: str) -> None:
     dtype = recorder.use(precision)
     for n in CLASSES[:-1]:
-        if tiles.recomputes(1, 8192, n, 4096, 2, dtype):
-            recorder.products(MSE, precision, 1, 8192, n, 4096, wanted="X" if precision == "fp16" else "XM")
-        if precision != "fp16" and tiles.recomputes(1, 8191, n - 3, 4093, 1, dtype):
-            recorder.products(FRO, precision, 1, 8191, n - 3, 4093, wanted="M", identity=True)
-    recorder.products(MSE, precision, 1, 4096, 4096, 4096)
+        if gradient_tiles.recomputes(1, 8192, n, 4096, 2, dtype):
+            recorder.products(Case("mse", precision, 1, 8192, n, 4096), wanted="X" if precision == "fp16" else "XM")
+        if precision != "fp16" and gradient_tiles.recomputes(1, 8191, n - 3, 4093, 1, dtype):
+            recorder.products(Case("fro", precision, 1, 8191, n - 3, 4093), wanted="M", identity=True)
+    large, medium = (Case(loss, precision, 1, *[size] * 3) for loss, size in (("mse", 4096), ("fro", 512)))
+    recorder.products(large)
     if precision != "fp16":
-        recorder.products(MSE, precision, 1, 4096, 4096, 4096, wanted="XM")
-        recorder.products(FRO, precision, 1, 512, 512, 512, wanted="XMY", identity=True)
-    if precision in ("ieee", "fp64"):  # others have met these tiles on their way
-        recorder.products(FRO, precision, 1, 509, 507, 505, wanted="Y")
+        recorder.products(large, wanted="XM")
+        recorder.products(medium, wanted="XMY", identity=True)
+    if precision in ("ieee", "fp64"):  # the others got these tiles before
+        recorder.products(Case("fro", precision, 1, 509, 507, 505), wanted="Y")
 
 
 def _passes(recorder: Recorder, precision: str) -> None:
-    """What has no product of ours: cuBLAS makes it, or M is the identity."""
+    """Passes without a product of ours: cuBLAS makes it, or M is the identity."""
     for rule, loss in SOLVES:
-        recorder.advance(rule, loss, precision, 1, 4096, 512, 4096, only="gemm")
+        recorder.advance(rule, Case(loss, precision, 1, 4096, 512, 4096), only="gemm")
         if precision not in ("fp16", "tf32"):
-            recorder.advance(rule, loss, precision, 1, 4096, 509, 509, product=False, kept=rule == "heavy_ball")
-    recorder.products(MSE, precision, 3, 4096, 4096, 4096, wanted="X", product=False)
+            recorder.advance(rule, Case(loss, precision, 1, 4096, 509, 509, product=False), kept=loss == "mse")
+    recorder.products(Case("mse", precision, 3, 4096, 4096, 4096, product=False), wanted="X")
     for index in range(3):
         recorder.distance(index, precision, 1, 4096, 4096, transposed=index == 2)
     if precision == "ieee":  # the other widths of a pass
+        most = max(RULES, key=lambda rule: RULES[rule].states)
         for columns in CLASSES:
             recorder.distance(0, precision, 1, 4096, columns)
-            recorder.advance("adam", MSE, precision, 1, 4096, columns, columns, product=False)
+            recorder.advance(most, Case("mse", precision, 1, 4096, columns, columns, product=False))
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ class Entry:
     def is_of(self, launch: Launch) -> bool:
         """Whether the launch has this block shape."""
         has = {**launch.options, **launch.constants}
-        # fp16 is the same code as bf16 but for the rounding: it is compiled once or twice a table entry, not every way
+        # fp16 is the same code as bf16 but for the rounding: it is compiled once or twice a table entry
         if launch.kernel != self.kernel or self.precision.replace("fp16", "bf16") not in ("", launch.precision):
             return False
         if self.rule not in ("", has.get("RULE")):
@@ -154,24 +160,26 @@ def unused_kernels(launches: list[Launch]) -> set[str]:
 
 def unused_entries(entries: set[Entry]) -> list[str]:
     """Entries of the tables that are never given, by name."""
-    kinds = tiles.SmallTile, tiles.RowTile, tiles.ProductTile
-    named = dict(vars(tiles))
-    for name, table in vars(tiles).items():
-        if isinstance(table, dict):
-            named.update((f"{name}[{key}]", tile) for key, tile in table.items())
+    kinds = advance_tiles.SmallTile, advance_tiles.RowTile, product_tiles.ProductTile
+    named: dict[str, Any] = {}
+    for module in (advance_tiles, gradient_tiles, product_tiles):
+        named.update(vars(module))
+        for name, table in vars(module).items():
+            if isinstance(table, dict):
+                named.update((f"{name}[{key}]", tile) for key, tile in table.items())
     given = {_as_in_table(entry.tile) for entry in entries}
     return [name for name, tile in named.items() if isinstance(tile, kinds) and _as_in_table(tile) not in given]
 
 
 def _as_in_table(tile: Any) -> Any:
-    """Without what the ladder of products sets beside the table."""
-    if isinstance(tile, tiles.ProductTile):
+    """Without the fields that `product_tiles` sets outside the table."""
+    if isinstance(tile, product_tiles.ProductTile):
         return replace(tile, stages=0, descriptor=False, dot_precision="", all_registers=False)
     return tile
 
 
 def reachable(target: str) -> set[Entry]:
-    """What the tables answer over a dense grid of problems, each asked as the launchers ask."""
+    """The entries that launchers would get over a dense grid of problems."""
     sizes = 1, 16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 1024, 8192
     recorder = Recorder(target)
     found: set[Entry] = set()
@@ -185,19 +193,18 @@ def reachable(target: str) -> set[Entry]:
 
 def _asked(precision: str, batch: int, m: int, n: int, p: int) -> Iterator[Entry]:
     dtype = PRECISIONS[precision]
-    for rule, loss in (*SOLVES, ("heavy_ball", FRO)):
-        way = advance_way(rule, loss, precision, batch, m, n, p, product=True)
-        if way == "small":
-            tile = tiles.small(m, n, p, heavy_ball=rule == "heavy_ball")
+    for rule, loss in (*SOLVES, *((rule, "fro") for rule, loss in SOLVES if loss == "mse")):
+        algorithm, states = Case(loss, precision, batch, m, n, p).algorithm(rule), RULES[rule].states
+        if algorithm == "small":
             if len({m, n, p}) == 1:  # any mix of sizes is compiled on demand
-                yield Entry("_advance_small_kernel", precision, tile, rule)
-        elif way == "rows":
-            yield Entry("_advance_rows_kernel", precision, tiles.rows(batch, m, n, p, precision))
-        elif way == "tiled":
-            yield Entry("_step_kernel", precision, tiles.step(batch, m, n, p, dtype, rule), rule)
-    yield Entry("_residual_kernel", precision, tiles.residual(batch, m, n, p, dtype))
-    if any(tiles.recomputes(batch, m, n, p, wanted, dtype) for wanted in (1, 2)):
-        yield Entry("_row_gradient_kernel", precision, tiles.gradient(m, n, p, precision))
-    yield Entry("_residual_kernel", "", tiles.elementwise(n))
-    yield Entry("_step_kernel", "", tiles.elementwise(n))
-    yield Entry("_distance_kernel", "", tiles.distance(n))
+                yield Entry("_advance_small_kernel", precision, advance_tiles.small(m, n, p, states), rule)
+        elif algorithm == "rows":
+            yield Entry("_advance_rows_kernel", precision, advance_tiles.rows(batch, m, n, p, precision), rule)
+        elif algorithm == "tiled":
+            yield Entry("_step_kernel", precision, product_tiles.step(batch, m, n, p, dtype, states), rule)
+    yield Entry("_residual_kernel", precision, product_tiles.residual(batch, m, n, p, dtype))
+    if any(gradient_tiles.recomputes(batch, m, n, p, wanted, dtype) for wanted in (1, 2)):
+        yield Entry("_row_gradient_kernel", precision, gradient_tiles.gradient(m, n, p, precision))
+    yield Entry("_residual_kernel", "", product_tiles.elementwise(n))
+    yield Entry("_step_kernel", "", product_tiles.elementwise(n))
+    yield Entry("_distance_kernel", "", product_tiles.distance(n))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernel_binary import Binary, compile_launch
-from kernel_launches import MSE, Recorder
+from kernel_launches import Case, Recorder
 
 # An H100 SXM: measured copy and tensor rates, CUDA-core rates at 90 % of what the data sheet says, an assumed L2 rate.
 MULTIPROCESSORS, REGISTERS, SHARED, WARPS = 132, 65536, 232448, 64
@@ -104,7 +104,7 @@ def advance(precision: str, batch: int, m: int, n: int, p: int) -> Workload:
         ]  # fmt: skip
 
     def record(recorder: Recorder) -> None:
-        recorder.advance("heavy_ball", MSE, precision, batch, m, n, p, shared=batch == 1)
+        recorder.advance("heavy_ball", Case("mse", precision, batch, m, n, p, shared=batch == 1))
 
     return Workload("", precision, record, works)
 
@@ -131,7 +131,7 @@ def forward(m: int, n: int, p: int) -> Workload:
             Work("_finish_norm_kernel", 1, 0.0, 0.0),
         ]
 
-    return Workload("", "bf16", lambda recorder: recorder.products(MSE, "bf16", 1, m, n, p), works)
+    return Workload("", "bf16", lambda recorder: recorder.products(Case("mse", "bf16", 1, m, n, p)), works)
 
 
 WORKLOADS = {

@@ -1,13 +1,12 @@
-// Blocks of rows of X, vectors along the rows, against groups of M's columns. See advance.h.
+// Algorithm `blocks`: blocks of rows of X, vectors along the rows, times groups of M's columns.
 //
-// A block is two vectors of rows; its state is stored column by column. So what a product reads of a block lies in one
-// piece, and so does what it writes. Against rows in their places, whose every operand is six streams of a row each, an
-// iteration takes 0.94 of the time at 64 square, 0.92 at 128, 0.96 at 256, 0.97 at 512 and 0.84 at 1,024 (two Zen 3
-// cores, both in turns).
+// A block is two vectors of rows, stored column by column, so that whatever a product reads or writes of a block is
+// contiguous. Algorithm `rows` reads each operand as six streams, one a row. Against it an iteration takes 0.94 of the
+// time at 64 square, 0.92 at 128, 0.96 at 256, 0.97 at 512 and 0.84 at 1,024 (two Zen 3 cores, measured in turns).
 #pragma once
 
-#include "advance_rules.h"
 #include "microkernel.h"
+#include "rules.h"
 
 namespace mcf {
 namespace MCF_ISA {
@@ -17,83 +16,8 @@ constexpr int kGroup = MCF_VECTOR_BYTES == 64 ? 12 : 6;
 
 constexpr int64_t groups_of(int64_t columns) { return parts_of(columns, kGroup); }
 
-// The state of some rows. The last block has one vector, where one will do; its rows are padded with zeros.
-template <typename T>
-struct BlockState {
-  static constexpr int64_t lanes = Simd<T>::lanes;
-  int64_t rows, n, p, vectors;
-  T *x, *y, *r, *v, *s, *g;  // g is the gradient, where the rule needs it whole
-
-  BlockState(int64_t rows, int64_t n, int64_t p, T* work) : rows(rows), n(n), p(p), vectors(vectors_of(rows)) {
-    const int64_t padded = vectors * lanes;
-    x = work, y = x + padded * n, r = y + padded * p, v = r + padded * p, s = v + padded * n, g = s + padded * n;
-  }
-  static int64_t vectors_of(int64_t rows) { return parts_of(rows, lanes); }
-  static int64_t elements(int64_t rows, int64_t n, int64_t p, int64_t buffers) {
-    return vectors_of(rows) * lanes * ((1 + buffers) * n + 2 * p);
-  }
-  int64_t residuals() const { return vectors * lanes * p; }  // elements of r, padding included
-};
-
-// Calls f(element, entry, count, width) for pieces of a row: `count` entries of the matrix of so many columns, from
-// `entry` on, are elements of the state's, from `element` on, `width` apart. A piece is a cache line, so that the lines
-// of the columns that one row touches are still there for the next.
-template <typename T, typename F>
-MCF_INLINE void for_pieces(const BlockState<T>& s, int64_t columns, const F& f) {
-  constexpr int64_t block = 2 * Simd<T>::lanes, line = 64 / sizeof(T);
-  for (int64_t begin = 0; begin < s.rows; begin += block) {
-    const int64_t left = s.vectors * s.lanes - begin, width = left < block ? left : block;
-    const int64_t rows = s.rows - begin < width ? s.rows - begin : width;
-    for (int64_t k = 0; k < columns; k += line)
-      for (int64_t i = 0; i < rows; ++i)
-        f(begin * columns + k * width + i, (begin + i) * columns + k, columns - k < line ? columns - k : line, width);
-  }
-}
-
-// Rows of a matrix with so many columns, to their blocks and back.
-template <typename T>
-void to_blocks(const BlockState<T>& s, const T* from, int64_t columns, T* to) {
-  if (s.rows < s.vectors * s.lanes)
-    for (int64_t k = s.rows / (2 * s.lanes) * 2 * s.lanes * columns; k < s.vectors * s.lanes * columns; ++k) to[k] = 0;
-  for_pieces(s, columns, [&](int64_t element, int64_t entry, int64_t count, int64_t width) {
-    for (int64_t k = 0; k < count; ++k) to[element + k * width] = from[entry + k];
-  });
-}
-
-template <typename T>
-void from_blocks(const BlockState<T>& s, const T* from, int64_t columns, T* to) {
-  for_pieces(s, columns, [&](int64_t element, int64_t entry, int64_t count, int64_t width) {
-    for (int64_t k = 0; k < count; ++k) to[entry + k] = from[element + k * width];
-  });
-}
-
-template <typename T>
-void load(const BlockState<T>& s, const Descent<T>& q, Rows rows, int buffers) {
-  to_blocks(s, q.X + rows.begin * q.n, q.n, s.x);
-  to_blocks(s, q.Y + rows.begin * q.p, q.p, s.y);
-  to_blocks(s, q.V + rows.begin * q.n, q.n, s.v);
-  if (buffers > 1) to_blocks(s, q.S + rows.begin * q.n, q.n, s.s);
-}
-
-template <typename T>
-void store(const BlockState<T>& s, const Descent<T>& q, Rows rows, int buffers) {
-  from_blocks(s, s.x, q.n, q.X + rows.begin * q.n);
-  from_blocks(s, s.v, q.n, q.V + rows.begin * q.n);
-  if (buffers > 1) from_blocks(s, s.s, q.n, q.S + rows.begin * q.n);
-}
-
-template <typename T>
-void load_residual(const BlockState<T>& s, const Descent<T>& q, Rows rows) {
-  to_blocks(s, q.R + rows.begin * q.p, q.p, s.r);
-}
-
-template <typename T>
-void store_residual(const BlockState<T>& s, const Descent<T>& q, Rows rows) {
-  from_blocks(s, s.r, q.p, q.R + rows.begin * q.p);
-}
-
 // One of `parts` parts of M [n, p] in groups of columns, [n, columns of the group] each, and of M^T, scaled, likewise;
-// without `gradient` of the first alone.
+// without `gradient` of the first only.
 template <typename T>
 void pack_groups(const T* M, int64_t n, int64_t p, T scale, T* packed, bool gradient, int64_t part, int64_t parts) {
   const Rows plain = part_of(groups_of(p), parts, part), transposed = part_of(groups_of(n), parts, part);
@@ -111,8 +35,84 @@ void pack_groups(const T* M, int64_t n, int64_t p, T scale, T* packed, bool grad
   }
 }
 
-// Calls f(block's first vector, its vectors, group's first column, its columns), the counts as integral constants. One
-// group stays in the first cache for all blocks.
+// The copies of some rows that a run works on, in blocks. The last block has one vector where one is enough; its rows
+// are padded with zeros. The rule's states follow X, `pitch` vectors apart.
+template <typename T>
+struct BlockState {
+  typedef T Element;
+  static constexpr int64_t lanes = Simd<T>::lanes;
+  int64_t rows, n, p, vectors, pitch;
+  int states;
+  T *x, *y, *r;
+
+  BlockState(int64_t rows, int64_t n, int64_t p, int states, T* work)
+      : rows(rows),
+        n(n),
+        p(p),
+        vectors(vectors_of(rows)),
+        pitch(vectors * n),
+        states(states),
+        x(work),
+        y(x + (1 + states) * pitch * lanes),
+        r(y + vectors * lanes * p) {}
+  static int64_t vectors_of(int64_t rows) { return parts_of(rows, lanes); }
+  static int64_t elements(int64_t rows, int64_t n, int64_t p, int states) {
+    return vectors_of(rows) * lanes * ((1 + states) * n + 2 * p);
+  }
+  // A slab begins with a whole block; the second slab of a single block with its second vector.
+  static int64_t least_rows(const Shape& f) { return f.m <= lanes ? 1 : f.m <= 2 * lanes ? lanes : 2 * lanes; }
+  static int64_t packed_elements(const Shape& f) { return 2 * f.n * f.p; }
+  static void pack(const T* M, const Shape& f, T scale, T* packed, bool gradient, int64_t part, int64_t parts) {
+    pack_groups(M, f.n, f.p, scale, packed, gradient, part, parts);
+  }
+
+  int64_t residuals() const { return vectors * lanes * p; }  // elements of r, padding included
+  T* state(int k) const { return x + (k + 1) * pitch * lanes; }
+
+  void load(const Descent<T>& q, Rows part) const {
+    to_blocks(q.X + part.begin * n, n, x);
+    to_blocks(q.Y + part.begin * p, p, y);
+    for (int k = 0; k < states; ++k) to_blocks(q.state[k] + part.begin * n, n, state(k));
+  }
+  void store(const Descent<T>& q, Rows part) const {
+    from_blocks(x, n, q.X + part.begin * n);
+    for (int k = 0; k < states; ++k) from_blocks(state(k), n, q.state[k] + part.begin * n);
+  }
+  void load_residual(const Descent<T>& q, Rows part) const { to_blocks(q.R + part.begin * p, p, r); }
+  void store_residual(const Descent<T>& q, Rows part) const { from_blocks(r, p, q.R + part.begin * p); }
+
+  // Calls f(element, entry, count, width) for pieces of a row: `count` entries of the matrix [rows, columns] from
+  // `entry` on are the elements of the blocks from `element` on, `width` apart. A piece is a cache line, so that the
+  // lines of the columns that one row touches are still cached for the next.
+  template <typename F>
+  MCF_INLINE_MEMBER void for_pieces(int64_t columns, const F& f) const {
+    constexpr int64_t block = 2 * lanes, line = 64 / sizeof(T);
+    for (int64_t begin = 0; begin < rows; begin += block) {
+      const int64_t left = vectors * lanes - begin, width = left < block ? left : block;
+      const int64_t height = rows - begin < width ? rows - begin : width;
+      for (int64_t k = 0; k < columns; k += line)
+        for (int64_t i = 0; i < height; ++i)
+          f(begin * columns + k * width + i, (begin + i) * columns + k, columns - k < line ? columns - k : line, width);
+    }
+  }
+
+  // A matrix [rows, columns], to blocks and back.
+  void to_blocks(const T* from, int64_t columns, T* to) const {
+    if (rows < vectors * lanes)
+      for (int64_t k = rows / (2 * lanes) * 2 * lanes * columns; k < vectors * lanes * columns; ++k) to[k] = 0;
+    for_pieces(columns, [&](int64_t element, int64_t entry, int64_t count, int64_t width) {
+      for (int64_t k = 0; k < count; ++k) to[element + k * width] = from[entry + k];
+    });
+  }
+  void from_blocks(const T* from, int64_t columns, T* to) const {
+    for_pieces(columns, [&](int64_t element, int64_t entry, int64_t count, int64_t width) {
+      for (int64_t k = 0; k < count; ++k) to[entry + k] = from[element + k * width];
+    });
+  }
+};
+
+// Calls f(block's first vector, its vectors, group's first column, its columns), the counts as integral constants.
+// Groups are the outer loop: one group stays in the first cache for all blocks.
 template <typename T, typename F>
 MCF_INLINE void for_groups(const BlockState<T>& s, int64_t columns, const F& f) {
   for (int64_t g = 0; g < groups_of(columns); ++g) {
@@ -125,11 +125,11 @@ MCF_INLINE void for_groups(const BlockState<T>& s, int64_t columns, const F& f) 
   }
 }
 
-// Without the padding, each square in float64.
+// The sum of squares without the padding, each square in float64.
 template <typename T>
 double wide_total(const BlockState<T>& s) {
   double sum = 0;
-  for_pieces(s, s.p, [&](int64_t element, int64_t, int64_t count, int64_t width) {
+  s.for_pieces(s.p, [&](int64_t element, int64_t, int64_t count, int64_t width) {
     for (int64_t k = 0; k < count; ++k) {
       const double r = s.r[element + k * width];
       sum += r * r;
@@ -138,18 +138,18 @@ double wide_total(const BlockState<T>& s) {
   return sum;
 }
 
-// A state's matrix of k columns times packed groups of so many columns: start(element) gives the accumulator that the
-// product begins with, finish(element, accumulator) takes it, and tile(accumulators) sees those of a tile. The k terms
-// in parts that would stay in the first cache cost 2 to 15 % at 512 and 1,024.
+// A matrix of k columns in blocks times packed groups of M's columns: start_of(element) gives the initial accumulator,
+// finish(element, accumulator) receives the final one, and tile(accumulators) receives all of a tile. Splitting the k
+// terms into parts that stay in the first cache costs 2 to 15 % at 512 and 1,024.
 template <typename T, typename Start, typename Finish, typename Tile>
 MCF_INLINE void multiply_blocks(const BlockState<T>& s, const T* matrix, int64_t k, const T* packed, int64_t columns,
-                                const Start& start, const Finish& finish, const Tile& tile) {
+                                const Start& start_of, const Finish& finish, const Tile& tile) {
   constexpr int lanes = Simd<T>::lanes;
   for_groups(s, columns, [&](int64_t vector, auto NV, int64_t column, auto C) {
     const int64_t corner = (vector * columns + column * NV.value) * lanes;
     Vec<T> acc[C.value][NV.value];
     for (int c = 0; c < C.value; ++c)
-      for (int h = 0; h < NV.value; ++h) acc[c][h] = start(corner + (c * NV.value + h) * lanes);
+      for (int h = 0; h < NV.value; ++h) acc[c][h] = start_of(corner + (c * NV.value + h) * lanes);
     // a group's columns are the rows of the micro-kernel, and a block is its panel
     multiply_panel<T, C.value, NV.value>(packed + column * k, 1, C.value, matrix + vector * k * lanes, k, acc);
     for (int c = 0; c < C.value; ++c)
@@ -169,19 +169,11 @@ double residual_slab(const BlockState<T>& s, const Descent<T>& q, const T* packe
   return safe_total<T>(total) ? total : wide_total(s);
 }
 
-template <typename T>
-void update_slab(const BlockState<T>& s, const Descent<T>& q, const T* packed, const HeavyBall<T>& rule) {
+template <typename T, class Rule>
+void update_slab(const BlockState<T>& s, const Descent<T>& q, const T* packed, const Rule& rule) {
   multiply_blocks(
-      s, s.r, q.p, packed + q.n * q.p, q.n, [&](int64_t i) { return rule.start(s.v + i); },
-      [&](int64_t i, const Vec<T>& acc) { rule.finish(acc, s.x + i, s.v + i); }, [](auto&) {});
-}
-
-template <typename T>
-void update_slab(const BlockState<T>& s, const Descent<T>& q, const T* packed, const Adam<T>& rule) {
-  multiply_blocks(
-      s, s.r, q.p, packed + q.n * q.p, q.n, [](int64_t) { return Vec<T>{}; },
-      [&](int64_t i, const Vec<T>& acc) { at(s.g + i) = acc; }, [](auto&) {});
-  for (int64_t k = 0; k < s.vectors * s.lanes * q.n; k += s.lanes) rule.update(at(s.g + k), s.x + k, s.v + k, s.s + k);
+      s, s.r, q.p, packed + q.n * q.p, q.n, [&](int64_t i) { return start(rule, at(s.state(0) + i)); },
+      [&](int64_t i, const Vec<T>& acc) { finish_at(rule, acc, &at(s.x + i), s.pitch); }, [](auto&) {});
 }
 
 }  // namespace MCF_ISA

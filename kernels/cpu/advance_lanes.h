@@ -1,31 +1,30 @@
-// The heavy ball on many small problems: each lane of a vector holds a problem of its own. See advance.h.
+// Algorithm `lanes`: many small problems, each lane of a vector holds a problem of its own.
 //
-// Nothing is broadcast, shuffled or padded, and 5 x 7 runs as well as 8 x 8. A lane whose problem has stopped takes the
-// next one of the batch, so that those that go on never wait for it.
+// Nothing is broadcast, shuffled or padded, and 5 x 7 runs as well as 8 x 8. A lane whose problem has stopped draws the
+// next problem of the batch, so that the other lanes never wait for it.
 #pragma once
 
-#include "advance.h"
-#include "advance_tiny.h"
 #include "microkernel.h"
+#include "rules.h"
 
 namespace mcf {
 namespace MCF_ISA {
 
-// Matrices of vectors, row-major: x, v [m, n], y, r [m, p], a = M and b = c M [n, p].
+// Row-major matrices of vectors: x, then the states [m, n], y, r [m, p], a = M and b = c M [n, p].
 template <typename T>
 struct Lanes {
-  Vec<T>*x, *v, *y, *r, *a, *b;
+  int64_t pitch;  // vectors from x to the first state, and so on
+  Vec<T>*x, *y, *r, *a, *b;
 
-  Lanes(int64_t m, int64_t n, int64_t p, T* work) {
+  Lanes(const Shape& f, int states, T* work) : pitch(f.m * f.n) {
     x = reinterpret_cast<Vec<T>*>(work);
-    v = x + m * n, y = v + m * n, r = y + m * p, a = r + m * p, b = a + n * p;
+    y = x + (1 + states) * pitch, r = y + f.m * f.p, a = r + f.m * f.p, b = a + f.n * f.p;
   }
-  static int64_t elements(int64_t m, int64_t n, int64_t p) { return 2 * (m * n + m * p + n * p) * Simd<T>::lanes; }
 };
 
 template <typename T>
-int64_t lanes_elements(int64_t m, int64_t n, int64_t p) {
-  return Lanes<T>::elements(m, n, p);
+int64_t lanes_elements(const Shape& f, int states) {
+  return ((1 + states) * f.m * f.n + 2 * f.m * f.p + 2 * f.n * f.p) * Simd<T>::lanes;
 }
 
 template <typename T>
@@ -52,7 +51,7 @@ MCF_INLINE void multiply_lanes(const Vec<T>* A, int64_t lda, const Vec<T>* B, in
   }
 }
 
-// Calls f(i, j, R, C) for the blocks of a matrix: 4 x 3, and what is left over at its edges.
+// Calls f(i, j, R, C) for the blocks of a matrix: 4 x 3, smaller ones at its edges.
 template <typename F>
 MCF_INLINE void for_tiles(int64_t rows, int64_t columns, const F& f) {
   for (int64_t i = 0; i < rows; i += 4)
@@ -62,31 +61,30 @@ MCF_INLINE void for_tiles(int64_t rows, int64_t columns, const F& f) {
     });
 }
 
-template <typename T>
+template <typename T, template <typename, typename> class RuleOf>
 void lanes(const DescentBatch<T>& batch, Queue& queue, T* work) {
   constexpr int width = Simd<T>::lanes;
+  typedef RuleOf<Vec<T>, Vec<T>> Rule;
   const int64_t m = batch.first.m, n = batch.first.n, p = batch.first.p;
-  const T c = batch.first.scale;
-  const bool unit = batch.first.unit;
-  const Lanes<T> s(m, n, p, work);
-  for (int64_t k = 0; k < s.elements(m, n, p); ++k) work[k] = T(0);
+  const Lanes<T> s(batch.first, Rule::states, work);
+  for (int64_t k = 0; k < lanes_elements<T>(batch.first, Rule::states); ++k) work[k] = T(0);
 
+  Rule rule = {};
   Descent<T> problems[width];
-  int64_t index[width], made[width] = {};
-  Vec<T> lr = {}, momentum = {};
+  int64_t index[width], step[width] = {};
   int busy = 0;
   const auto fill = [&](int lane) {  // with the next problem that runs, if there is one
     int64_t next;
-    do next = queue.take();
+    do next = queue.next();
     while (next < queue.size && !batch.runs(next));
     index[lane] = next < queue.size ? next : -1;
     if (index[lane] < 0) return;
     const Descent<T> q = batch[index[lane]];
-    problems[lane] = q, made[lane] = 0, ++busy;
-    lr[lane] = q.lr, momentum[lane] = q.momentum;
-    into_lane<T>(q.X, m * n, 1, s.x, lane), into_lane<T>(q.V, m * n, 1, s.v, lane);
-    into_lane<T>(q.Y, m * p, 1, s.y, lane);
-    into_lane<T>(q.M, n * p, 1, s.a, lane), into_lane<T>(q.M, n * p, c, s.b, lane);
+    problems[lane] = q, step[lane] = 0, ++busy;
+    begin_run(rule, q, lane);
+    into_lane<T>(q.X, m * n, 1, s.x, lane), into_lane<T>(q.Y, m * p, 1, s.y, lane);
+    for (int k = 0; k < Rule::states; ++k) into_lane<T>(q.state[k], m * n, 1, s.x + (k + 1) * s.pitch, lane);
+    into_lane<T>(q.M, n * p, 1, s.a, lane), into_lane<T>(q.M, n * p, q.scale, s.b, lane);
   };
   for (int lane = 0; lane < width; ++lane) fill(lane);
 
@@ -106,21 +104,24 @@ void lanes(const DescentBatch<T>& batch, Queue& queue, T* work) {
     bool safe = true;
     for (int lane = 0; lane < width; ++lane) safe &= index[lane] < 0 || safe_total<T>(totals[lane]);
     if (!safe) {
-      Sum<T> again;
+      Sum<T> wide_sum;
       double wide[width];
-      for (int64_t k = 0; k < m * p; ++k) again.add_square(s.r[k]);
-      again.lanes_into(wide);
+      for (int64_t k = 0; k < m * p; ++k) wide_sum.add_square(s.r[k]);
+      wide_sum.lanes_into(wide);
       for (int lane = 0; lane < width; ++lane) totals[lane] = safe_total<T>(totals[lane]) ? totals[lane] : wide[lane];
     }
 
     bool ended[width];
     for (int lane = 0; lane < width; ++lane) {
-      ended[lane] = index[lane] >= 0 && problems[lane].ends(made[lane], totals[lane]);
+      const Descent<T>& q = problems[lane];
+      ended[lane] = index[lane] >= 0 && q.ends(step[lane], totals[lane]);
+      if (index[lane] >= 0) begin_step(rule, q, step[lane], lane);
       if (!ended[lane]) continue;
-      out_of_lane<T>(s.x, m * n, problems[lane].X, lane), out_of_lane<T>(s.v, m * n, problems[lane].V, lane);
-      batch.taken[index[lane]] = made[lane];
+      out_of_lane<T>(s.x, m * n, q.X, lane);
+      for (int k = 0; k < Rule::states; ++k) out_of_lane<T>(s.x + (k + 1) * s.pitch, m * n, q.state[k], lane);
+      batch.trace.steps_done[index[lane]] = step[lane];
     }
-    if (unit) {
+    if (batch.first.coupled) {
       Vec<T> scale = {};
       for (int lane = 0; lane < width; ++lane) scale[lane] = Descent<T>::over_norm(totals[lane]);
       for (int64_t k = 0; k < m * p; ++k) s.r[k] *= scale;
@@ -128,16 +129,13 @@ void lanes(const DescentBatch<T>& batch, Queue& queue, T* work) {
     for_tiles(m, n, [&](int64_t i, int64_t j, auto R, auto C) {
       Vec<T> acc[R.value][C.value];
       for (int a = 0; a < R.value; ++a)
-        for (int b = 0; b < C.value; ++b) acc[a][b] = momentum * s.v[(i + a) * n + j + b];
+        for (int b = 0; b < C.value; ++b) acc[a][b] = start(rule, s.x[s.pitch + (i + a) * n + j + b]);
       multiply_lanes<T, R.value, C.value, true>(s.r + i * p, p, s.b + j * p, p, p, acc);
       for (int a = 0; a < R.value; ++a)
-        for (int b = 0; b < C.value; ++b) {
-          s.v[(i + a) * n + j + b] = acc[a][b];
-          s.x[(i + a) * n + j + b] -= lr * acc[a][b];
-        }
+        for (int b = 0; b < C.value; ++b) finish_at(rule, acc[a][b], s.x + (i + a) * n + j + b, s.pitch);
     });
-    for (int lane = 0; lane < width; ++lane) {  // after the update, which a fresh problem has no residual for yet
-      made[lane] += 1;
+    for (int lane = 0; lane < width; ++lane) {  // after the update: a fresh problem has no residual for it yet
+      step[lane] += 1;
       if (ended[lane]) --busy, fill(lane);
     }
   }

@@ -1,44 +1,27 @@
-// Rows of X, each in its place, against panels of M's columns, vectors along the columns: for problems of so few rows
-// that vectors along those would be mostly padding, and for small losses. See advance.h.
+// Algorithm `rows`: row-major rows of X times panels of M's columns, vectors along the columns. For problems of so few
+// rows that vectors along the rows would be mostly padding, for M=None, for single steps, and for small losses.
 #pragma once
 
-#include "advance_rules.h"
 #include "microkernel.h"
+#include "rules.h"
 
 namespace mcf {
 namespace MCF_ISA {
 
-// From row to row of such columns: whole panels, and where those are a multiple of 1 KB a cache line more, without
-// which the rows of a block share a few sets of the first cache.
+// Elements from one row to the next: whole panels, plus a cache line where those are a multiple of 1 KB. Without it the
+// rows of a block share a few sets of the first cache.
 template <typename T>
 constexpr int64_t row_stride(int64_t columns) {
   const int64_t line = 64 / sizeof(T), whole = padded<T>(columns);
   return whole % (16 * line) == 0 ? whole + line : whole;
 }
 
-// The padded copies that a run works on.
-template <typename T>
-struct RowState {
-  int64_t rows, n_stride, p_stride;
-  T *x, *y, *r, *v, *s, *g;  // g is the gradient, where the rule needs it whole
-
-  RowState(int64_t rows, int64_t n, int64_t p, T* work)
-      : rows(rows), n_stride(row_stride<T>(n)), p_stride(row_stride<T>(p)) {
-    x = work, y = x + rows * n_stride, r = y + rows * p_stride, v = r + rows * p_stride, s = v + rows * n_stride;
-    g = s + rows * n_stride;
-  }
-  static int64_t elements(int64_t rows, int64_t n, int64_t p, int64_t buffers) {
-    return rows * ((1 + buffers) * row_stride<T>(n) + 2 * row_stride<T>(p));
-  }
-  int64_t residuals() const { return rows * p_stride; }  // elements of r, padding included
-};
-
 template <typename T>
 int64_t panels_elements(int64_t n, int64_t p) {
   return n * padded<T>(p) + p * padded<T>(n);
 }
 
-// One of `parts` parts of both orientations, the second one scaled; without `gradient` of the first alone.
+// One of `parts` parts of both orientations, the second one scaled; without `gradient` of the first only.
 template <typename T>
 void pack_panels(const T* M, int64_t n, int64_t p, T scale, T* packed, bool gradient, int64_t part, int64_t parts) {
   const Rows plain = part_of(panels<T>(p), parts, part), transposed = part_of(panels<T>(n), parts, part);
@@ -52,34 +35,55 @@ MCF_INLINE void copy_rows(const T* from, int64_t from_stride, T* to, int64_t to_
     for (int64_t j = 0; j < columns; ++j) to[i * to_stride + j] = from[i * from_stride + j];
 }
 
+// The padded copies of some rows that a run works on. The rule's states follow X, `pitch` vectors apart.
 template <typename T>
-MCF_INLINE void load(const RowState<T>& s, const Descent<T>& q, Rows rows, int buffers) {
-  for (int64_t i = 0; i < s.elements(s.rows, q.n, q.p, buffers); ++i) s.x[i] = T(0);
-  copy_rows<T>(q.X + rows.begin * q.n, q.n, s.x, s.n_stride, s.rows, q.n);
-  copy_rows<T>(q.Y + rows.begin * q.p, q.p, s.y, s.p_stride, s.rows, q.p);
-  if (buffers > 0) copy_rows<T>(q.V + rows.begin * q.n, q.n, s.v, s.n_stride, s.rows, q.n);
-  if (buffers > 1) copy_rows<T>(q.S + rows.begin * q.n, q.n, s.s, s.n_stride, s.rows, q.n);
-}
+struct RowState {
+  typedef T Element;
+  int64_t rows, n_stride, p_stride, pitch;
+  int states;
+  T *x, *y, *r;
 
-template <typename T>
-MCF_INLINE void store(const RowState<T>& s, const Descent<T>& q, Rows rows, int buffers) {
-  copy_rows<T>(s.x, s.n_stride, q.X + rows.begin * q.n, q.n, s.rows, q.n);
-  copy_rows<T>(s.v, s.n_stride, q.V + rows.begin * q.n, q.n, s.rows, q.n);
-  if (buffers > 1) copy_rows<T>(s.s, s.n_stride, q.S + rows.begin * q.n, q.n, s.rows, q.n);
-}
+  RowState(int64_t rows, int64_t n, int64_t p, int states, T* work)
+      : rows(rows),
+        n_stride(row_stride<T>(n)),
+        p_stride(row_stride<T>(p)),
+        pitch(rows * n_stride / Simd<T>::lanes),
+        states(states),
+        x(work),
+        y(x + (1 + states) * rows * n_stride),
+        r(y + rows * p_stride) {}
+  static int64_t elements(int64_t rows, int64_t n, int64_t p, int states) {
+    return rows * ((1 + states) * row_stride<T>(n) + 2 * row_stride<T>(p));
+  }
+  static int64_t least_rows(const Shape&) { return 1; }
+  static int64_t packed_elements(const Shape& f) { return panels_elements<T>(f.n, f.p); }
+  static void pack(const T* M, const Shape& f, T scale, T* packed, bool gradient, int64_t part, int64_t parts) {
+    pack_panels(M, f.n, f.p, scale, packed, gradient, part, parts);
+  }
 
-template <typename T>
-MCF_INLINE void load_residual(const RowState<T>& s, const Descent<T>& q, Rows rows) {
-  copy_rows<T>(q.R + rows.begin * q.p, q.p, s.r, s.p_stride, s.rows, q.p);
-}
+  int64_t residuals() const { return rows * p_stride; }  // elements of r, padding included
+  T* state(int k) const { return x + (k + 1) * rows * n_stride; }
 
-template <typename T>
-MCF_INLINE void store_residual(const RowState<T>& s, const Descent<T>& q, Rows rows) {
-  copy_rows<T>(s.r, s.p_stride, q.R + rows.begin * q.p, q.p, s.rows, q.p);
-}
+  MCF_INLINE_MEMBER void load(const Descent<T>& q, Rows part) const {
+    for (int64_t i = 0; i < elements(rows, q.n, q.p, states); ++i) x[i] = T(0);
+    copy_rows<T>(q.X + part.begin * q.n, q.n, x, n_stride, rows, q.n);
+    copy_rows<T>(q.Y + part.begin * q.p, q.p, y, p_stride, rows, q.p);
+    for (int k = 0; k < states; ++k) copy_rows<T>(q.state[k] + part.begin * q.n, q.n, state(k), n_stride, rows, q.n);
+  }
+  MCF_INLINE_MEMBER void store(const Descent<T>& q, Rows part) const {
+    copy_rows<T>(x, n_stride, q.X + part.begin * q.n, q.n, rows, q.n);
+    for (int k = 0; k < states; ++k) copy_rows<T>(state(k), n_stride, q.state[k] + part.begin * q.n, q.n, rows, q.n);
+  }
+  MCF_INLINE_MEMBER void load_residual(const Descent<T>& q, Rows part) const {
+    copy_rows<T>(q.R + part.begin * q.p, q.p, r, p_stride, rows, q.p);
+  }
+  MCF_INLINE_MEMBER void store_residual(const Descent<T>& q, Rows part) const {
+    copy_rows<T>(r, p_stride, q.R + part.begin * q.p, q.p, rows, q.p);
+  }
+};
 
-// Calls f(first row, integral constant of the rows) for blocks of nearly equal height: 8 rows are 4 + 4, not 6 + 2,
-// whose second block would waste two thirds of its loads.
+// Calls f(first row, integral constant of the rows) for blocks of nearly equal height. 8 rows become 4 + 4: of 6 + 2
+// the second block would waste two thirds of its loads.
 template <int NV, typename F>
 MCF_INLINE void for_blocks(int64_t rows, const F& f) {
   const int64_t blocks = parts_of(rows, max_rows(NV));
@@ -89,8 +93,7 @@ MCF_INLINE void for_blocks(int64_t rows, const F& f) {
   }
 }
 
-// r = x M - y for one panel of columns. Panels are the outer loop: one is read into the first cache and serves every
-// block of the slab.
+// r = x M - y for one panel of columns. Panels are the outer loop: one panel stays in the first cache for all blocks.
 template <typename T, int NV>
 double residual_panel(const RowState<T>& s, int64_t n, const T* panel, int64_t column) {
   constexpr int lanes = Simd<T>::lanes;
@@ -109,21 +112,19 @@ double residual_panel(const RowState<T>& s, int64_t n, const T* panel, int64_t c
   return sum.total();
 }
 
-// v = momentum v + r Mt and x -= lr v, for one panel of columns.
-template <typename T, int NV>
-void update_panel(const RowState<T>& s, int64_t p, const T* panel, int64_t column, const HeavyBall<T>& rule) {
+// The rule's update with r M^T, for one panel of columns.
+template <typename T, int NV, class Rule>
+void update_panel(const RowState<T>& s, int64_t p, const T* panel, int64_t column, const Rule& rule) {
   constexpr int lanes = Simd<T>::lanes;
   for_blocks<NV>(s.rows, [&](int64_t row, auto R) {
-    const int64_t corner = row * s.n_stride + column;
+    T* corner = s.x + row * s.n_stride + column;
+    const int64_t to_state = s.pitch * lanes;
     Vec<T> acc[R.value][NV];
     for (int i = 0; i < R.value; ++i)
-      for (int h = 0; h < NV; ++h) acc[i][h] = rule.start(s.v + corner + i * s.n_stride + h * lanes);
+      for (int h = 0; h < NV; ++h) acc[i][h] = start(rule, at(corner + to_state + i * s.n_stride + h * lanes));
     multiply_panel<T, R.value, NV>(s.r + row * s.p_stride, s.p_stride, 1, panel, p, acc);
     for (int i = 0; i < R.value; ++i)
-      for (int h = 0; h < NV; ++h) {
-        const int64_t k = corner + i * s.n_stride + h * lanes;
-        rule.finish(acc[i][h], s.x + k, s.v + k);
-      }
+      for (int h = 0; h < NV; ++h) finish_at(rule, acc[i][h], &at(corner + i * s.n_stride + h * lanes), s.pitch);
   });
 }
 
@@ -139,7 +140,7 @@ void product_panel(const T* A, int64_t lda, int64_t rows, int64_t k, const T* pa
   });
 }
 
-// A [rows, k] times B [k, columns], which is packed; the rows of out have room for whole panels.
+// A [rows, k] times B [k, columns], which is packed; the rows of out hold whole panels.
 template <typename T>
 void product(const T* A, int64_t lda, int64_t rows, int64_t k, const T* packed, int64_t columns, T* out, int64_t ldo) {
   const int vectors = panel_vectors<T>(columns);
@@ -148,8 +149,8 @@ void product(const T* A, int64_t lda, int64_t rows, int64_t k, const T* packed, 
                  : product_panel<T, 2>(A, lda, rows, k, packed + c * k, out + c, ldo);
 }
 
-// The squares of `width` columns of r from `column` on, each one in float64, and without the padding: where X holds an
-// infinity, the padding's zeros times that are NaN.
+// The sum of squares of `width` columns of r from `column` on, each square in float64. The padding is left out: its
+// zeros times an infinity in X are NaN.
 template <typename T>
 double wide_total(const RowState<T>& s, int64_t column, int64_t width) {
   double sum = 0;
@@ -161,7 +162,7 @@ double wide_total(const RowState<T>& s, int64_t column, int64_t width) {
   return sum;
 }
 
-// r = x - y. The padding is left out of the sum: under Adam with eps 0 it is 0 / 0.
+// r = x - y. The padding is left out of the sum: a rule need not keep it 0.
 template <typename T>
 double subtract(const RowState<T>& s, int64_t n) {
   constexpr int64_t lanes = Simd<T>::lanes;
@@ -190,11 +191,11 @@ double residual_slab(const RowState<T>& s, const Descent<T>& q, const T* packed)
   return total;
 }
 
-template <typename T>
-void update_slab(const RowState<T>& s, const Descent<T>& q, const T* packed, const HeavyBall<T>& rule) {
+template <typename T, class Rule>
+void update_slab(const RowState<T>& s, const Descent<T>& q, const T* packed, const Rule& rule) {
   if (!q.product) {
     for (int64_t k = 0; k < s.rows * s.n_stride; k += Simd<T>::lanes)
-      rule.finish(rule.start(s.v + k) + q.scale * at(s.r + k), s.x + k, s.v + k);
+      finish_at(rule, start(rule, at(s.state(0) + k)) + q.scale * at(s.r + k), &at(s.x + k), s.pitch);
     return;
   }
   const T* transposed = packed + q.n * padded<T>(q.p);
@@ -202,13 +203,6 @@ void update_slab(const RowState<T>& s, const Descent<T>& q, const T* packed, con
   for (int64_t c = 0; c < padded<T>(q.n); c += vectors * Simd<T>::lanes)
     vectors == 1 ? update_panel<T, 1>(s, q.p, transposed + c * q.p, c, rule)
                  : update_panel<T, 2>(s, q.p, transposed + c * q.p, c, rule);
-}
-
-template <typename T>
-void update_slab(const RowState<T>& s, const Descent<T>& q, const T* packed, const Adam<T>& rule) {
-  if (q.product) product(s.r, s.p_stride, s.rows, q.p, packed + q.n * padded<T>(q.p), q.n, s.g, s.n_stride);
-  for (int64_t k = 0; k < s.rows * s.n_stride; k += Simd<T>::lanes)
-    rule.update(q.product ? at(s.g + k) : q.scale * at(s.r + k), s.x + k, s.v + k, s.s + k);
 }
 
 }  // namespace MCF_ISA

@@ -1,4 +1,4 @@
-// `advance` on problems of any size, slab of rows by slab. See advance.h.
+// The iterations of a problem, slab of rows by slab, and how a problem is cut into slabs.
 #pragma once
 
 #include "advance_blocks.h"
@@ -9,152 +9,121 @@
 namespace mcf {
 namespace MCF_ISA {
 
-// Whether rows stay in their places: where there are so few that vectors along them would be mostly padding, no product
-// that would read them, or one alone.
-template <typename T>
-constexpr bool by_rows(const Shape& f) {
-  return f.m <= Simd<T>::lanes || !f.product || f.once;
-}
-
-// Rows of a slab, about. Each iteration of a slab reads all of M, from the cache that holds it: the further away that
-// is, the more rows have to share a read; but one block's X stays in the first cache up to some 256 columns. And an
-// iteration of a slab must be worth the sum that it is recorded by.
-template <typename T>
-constexpr int64_t target_rows(const Shape& f) {
-  const int64_t bytes = 2 * f.n * f.p * static_cast<int64_t>(sizeof(T)), worth = 8192 / (f.n * f.p);
+// Approximate rows of a slab. Each iteration of a slab reads all of M from the cache that holds it: the further away
+// that cache is, the more rows must share a read; but the X of one block stays in the first cache up to some 256
+// columns. And a slab must amortize its partial sum of each iteration.
+constexpr int64_t target_rows(const Shape& f, int64_t itemsize) {
+  const int64_t bytes = 2 * f.n * f.p * itemsize, amortized = 8192 / (f.n * f.p);
   const int64_t share = bytes <= (1 << 20) ? 16 : bytes <= (6 << 20) ? 32 : 96;
-  return worth > share ? worth : share;
+  return amortized > share ? amortized : share;
 }
 
-// A slab begins with a whole block, or where there is but one with its second vector.
-template <typename T>
-constexpr int64_t least_rows(const Shape& f) {
-  return by_rows<T>(f) ? 1 : f.m <= 2 * Simd<T>::lanes ? Simd<T>::lanes : 2 * Simd<T>::lanes;
-}
-
-// An even number is shared fairly by two threads, so few rows are cut in two where that repays waking one: 64 of them
-// on M 64 x 32,768 take 0.6 times as long so (Zen 3).
-template <typename T>
+// An even number of slabs is a fair share for two threads, so few rows are cut in two where that repays waking a
+// thread: 64 of them on M 64 x 32,768 then take 0.6 of the time (Zen 3).
+template <class S>
 int64_t slabs(const Shape& f) {
   if (f.m < 16 || f.m * f.n * f.p < 16 * 16 * 16) return 1;
-  const int64_t most = parts_of(f.m, least_rows<T>(f)), count = round_up(parts_of(f.m, target_rows<T>(f)), 2);
+  const int64_t most = parts_of(f.m, S::least_rows(f));
+  const int64_t count = round_up(parts_of(f.m, target_rows(f, sizeof(typename S::Element))), 2);
   return count < most ? count : most;
 }
 
-template <typename T>
+template <class S>
 Rows rows_of(const Shape& f, int64_t slab) {
-  const int64_t least = least_rows<T>(f);
-  const Rows units = part_of(parts_of(f.m, least), slabs<T>(f), slab);
+  const int64_t least = S::least_rows(f);
+  const Rows units = part_of(parts_of(f.m, least), slabs<S>(f), slab);
   const int64_t end = units.end * least;
   return {units.begin * least, end < f.m ? end : f.m};
 }
 
-template <typename T>
-MCF_INLINE bool is_tiny(const Descent<T>& q) {
-  return q.product && q.m <= 4 && q.n <= 4 && q.p <= 4 && !q.unit;
+// Elements of the largest slab's state, in whole cache lines.
+template <class S>
+int64_t state_elements(const Shape& f, int states) {
+  const int64_t least = S::least_rows(f), rows = parts_of(parts_of(f.m, least), slabs<S>(f)) * least;
+  return round_up(S::elements(rows, f.n, f.p, states), 64 / sizeof(typename S::Element));
 }
 
-// What the state of the largest slab takes, in whole cache lines.
-template <typename T>
-int64_t state_elements(const Shape& f, int64_t buffers) {
-  const int64_t least = least_rows<T>(f), rows = parts_of(parts_of(f.m, least), slabs<T>(f)) * least;
-  const int64_t elements =
-      by_rows<T>(f) ? RowState<T>::elements(rows, f.n, f.p, buffers) : BlockState<T>::elements(rows, f.n, f.p, buffers);
-  return round_up(elements, 64 / sizeof(T));
+template <class S>
+int64_t workspace_elements(const Shape& f, int states, bool one_slab) {
+  return state_elements<S>(f, states) * (one_slab ? 1 : slabs<S>(f));
 }
 
-// Of one slab alone, or of all in lockstep.
+// Problems that `tiny` and `small` take hold their own copies, and a packed M.
+inline int64_t no_packed(const Shape&) { return 0; }
+inline int64_t no_workspace(const Shape&, int, bool) { return 0; }
 template <typename T>
-int64_t workspace_elements(const Shape& f, int64_t buffers, bool alone) {
-  return state_elements<T>(f, buffers) * (alone ? 1 : slabs<T>(f));
+void no_pack(const T*, const Shape&, T, T*, bool, int64_t, int64_t) {}
+inline int64_t one_slab(const Shape&) { return 1; }
+inline Rows all_rows(const Shape& f, int64_t) { return {0, f.m}; }
+
+template <typename T, class S>
+constexpr SlabLayout<T> layout() {
+  return {slabs<S>, rows_of<S>, S::packed_elements, workspace_elements<S>, S::pack};
 }
 
-template <typename T>
-int64_t packed_elements(const Shape& f) {
-  return by_rows<T>(f) ? panels_elements<T>(f.n, f.p) : 2 * f.n * f.p;
-}
-
-template <typename T>
-void pack_both(const T* M, const Shape& f, T scale, T* packed, bool gradient, int64_t part, int64_t parts) {
-  const auto pack = by_rows<T>(f) ? pack_panels<T> : pack_groups<T>;
-  pack(M, f.n, f.p, scale, packed, gradient, part, parts);
-}
-
-// S is the state of a slab.
-template <typename T, class Rule, class S>
-int64_t lockstep_in(const Descent<T>& q, const T* packed, T* work) {
-  const int64_t count = slabs<T>(q), pitch = state_elements<T>(q, Rule::buffers);
-  const auto rows = [&](int64_t i) { return rows_of<T>(q, i); };
-  const auto state = [&](int64_t i) { return S(rows(i).count(), q.n, q.p, work + i * pitch); };
-  for (int64_t i = 0; i < count; ++i) load(state(i), q, rows(i), Rule::buffers);
-  Rule rule(q);
+// Every slab through each iteration.
+template <typename T, class S, class Rule>
+int64_t iterate_whole(const Descent<T>& q, const T* packed, T* work) {
+  const int64_t count = slabs<S>(q), pitch = state_elements<S>(q, Rule::states);
+  const auto rows = [&](int64_t i) { return rows_of<S>(q, i); };
+  const auto state = [&](int64_t i) { return S(rows(i).count(), q.n, q.p, Rule::states, work + i * pitch); };
+  for (int64_t i = 0; i < count; ++i) state(i).load(q, rows(i));
+  Rule rule = {};
+  begin_run(rule, q);
   int64_t j = 0;
   for (;; ++j) {
     if (j == q.limit && !q.last_sum) break;
     double sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += residual_slab(state(i), q, packed);
     if (q.ends(j, sum)) break;
-    if (q.unit) {
+    if (q.coupled) {
       const T scale = q.over_norm(sum);
       for (int64_t i = 0; i < count; ++i) {
         const S s = state(i);
         for (int64_t k = 0; k < s.residuals(); ++k) s.r[k] *= scale;
       }
     }
-    rule.begin(j);
+    begin_step(rule, q, j);
     for (int64_t i = 0; i < count; ++i) update_slab(state(i), q, packed, rule);
   }
-  for (int64_t i = 0; i < count; ++i) store(state(i), q, rows(i), Rule::buffers);
+  for (int64_t i = 0; i < count; ++i) state(i).store(q, rows(i));
   return j;
 }
 
-template <typename T, class Rule>
-int64_t lockstep(const Descent<T>& q, const T* packed, T* work) {
-  if constexpr (Rule::buffers == 1) {
-    if (is_tiny(q)) return tiny(q);
-    if (is_small(q)) {
-      const int64_t count = slabs<T>(q);
-      Rows parts[kSmallSlabs] = {};
-      for (int64_t i = 0; i < count; ++i) parts[i] = rows_of<T>(q, i);
-      return small_of_size(q, parts, count);
-    }
-  }
-  return by_rows<T>(q) ? lockstep_in<T, Rule, RowState<T>>(q, packed, work)
-                       : lockstep_in<T, Rule, BlockState<T>>(q, packed, work);
-}
-
-template <typename T, class Rule, class S>
-int64_t alone_in(const Descent<T>& q, Rows rows, const T* packed, T* work) {
-  const S s(rows.count(), q.n, q.p, work);
-  load(s, q, rows, Rule::buffers);
-  if (q.known) load_residual(s, q, rows);
-  Rule rule(q);
+// `limit` iterations of one slab; stops are the caller's.
+template <typename T, class S, class Rule>
+int64_t iterate_slab(const Descent<T>& q, int64_t slab, const T* packed, T* work) {
+  const Rows rows = rows_of<S>(q, slab);
+  const S s(rows.count(), q.n, q.p, Rule::states, work);
+  s.load(q, rows);
+  if (q.R_is_current) s.load_residual(q, rows);
+  Rule rule = {};
+  begin_run(rule, q);
   for (int64_t j = 0; j < q.limit; ++j) {
-    if (j > 0 || !q.known) q.sums[j] = residual_slab(s, q, packed);
-    rule.begin(j);
+    if (j > 0 || !q.R_is_current) q.sums[j] = residual_slab(s, q, packed);
+    begin_step(rule, q, j);
     update_slab(s, q, packed, rule);
   }
-  if (q.last_sum && !(q.known && q.limit == 0)) q.sums[q.limit] = residual_slab(s, q, packed);
-  if (q.R) store_residual(s, q, rows);
-  store(s, q, rows, Rule::buffers);
+  if (q.last_sum && !(q.R_is_current && q.limit == 0)) q.sums[q.limit] = residual_slab(s, q, packed);
+  if (q.R) s.store_residual(q, rows);
+  s.store(q, rows);
   return q.limit;
 }
 
 template <typename T, class Rule>
-int64_t alone(const Descent<T>& q, int64_t slab, const T* packed, T* work) {
-  Descent<T> through = q;
-  through.stops = false;
-  if (slabs<T>(q) == 1) return lockstep<T, Rule>(through, packed, work);
-  const Rows rows = rows_of<T>(q, slab);
-  if constexpr (Rule::buffers == 1)
-    if (is_small(q)) return small_of_size(through, &rows, 1);
-  return by_rows<T>(q) ? alone_in<T, Rule, RowState<T>>(q, rows, packed, work)
-                       : alone_in<T, Rule, BlockState<T>>(q, rows, packed, work);
+int64_t small_whole(const Descent<T>& q, const T*, T*) {
+  const int64_t count = slabs<BlockState<T>>(q);
+  Rows parts[kSmallSlabs] = {};
+  for (int64_t i = 0; i < count; ++i) parts[i] = rows_of<BlockState<T>>(q, i);
+  return small_of_size<T, Rule>(q, parts, count);
 }
 
 template <typename T, class Rule>
-constexpr Runners<T> runners() {
-  return {lockstep<T, Rule>, alone<T, Rule>};
+int64_t small_slab(const Descent<T>& q, int64_t slab, const T*, T*) {
+  const Rows rows = rows_of<BlockState<T>>(q, slab);
+  Descent<T> through = q;
+  through.stops = false;
+  return small_of_size<T, Rule>(through, &rows, 1);
 }
 
 }  // namespace MCF_ISA

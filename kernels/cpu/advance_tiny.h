@@ -1,11 +1,10 @@
-// Heavy ball with m, n, p <= 4: the whole problem in registers.
+// Algorithm `tiny`: m, n, p <= 4, the whole problem in registers.
 //
-// A vector holds as many 4-wide rows as fit. An element of a row reaches the other columns by a shuffle inside its
-// group of four lanes, one cycle, where a store and a broadcasting load would take eight.
+// A vector holds as many rows of four as fit. An element of a row reaches the other columns by a shuffle inside its
+// group of four lanes, which takes one cycle; a store and a broadcasting load would take eight.
 #pragma once
 
-#include "advance.h"
-#include "simd.h"
+#include "rules.h"
 
 namespace mcf {
 namespace MCF_ISA {
@@ -62,25 +61,30 @@ MCF_INLINE typename Tiny<T>::Vec tiny_product(const typename Tiny<T>::Vec& v, co
   return even + odd;
 }
 
-template <typename T>
-MCF_INLINE int64_t tiny(const Descent<T>& q) {
+template <typename T, template <typename, typename> class RuleOf>
+int64_t tiny(const Descent<T>& q, const T*, T*) {
   typedef Tiny<T> S;
   typedef typename S::Vec V4;
-  V4 x[S::count], v[S::count], minus_y[S::count], m[4], mt[4];
+  typedef RuleOf<V4, T> Rule;
+  V4 x[S::count], state[S::count][Rule::states], minus_y[S::count], live[S::count], m[4], mt[4];
   for (int i = 0; i < 4; ++i)
     for (int j = 0; j < 4; ++j) {
       const int vec = i / S::rows, lane = i % S::rows * 4 + j;
-      x[vec][lane] = i < q.m && j < q.n ? q.X[i * q.n + j] : T(0);
-      v[vec][lane] = i < q.m && j < q.n ? q.V[i * q.n + j] : T(0);
+      const bool inside = i < q.m && j < q.n;
+      live[vec][lane] = inside ? T(1) : T(0);
+      x[vec][lane] = inside ? q.X[i * q.n + j] : T(0);
+      for (int k = 0; k < Rule::states; ++k) state[vec][k][lane] = inside ? q.state[k][i * q.n + j] : T(0);
       minus_y[vec][lane] = i < q.m && j < q.p ? -q.Y[i * q.p + j] : T(0);
       for (int row = 0; row < S::rows; ++row) {
         m[i][row * 4 + j] = i < q.n && j < q.p ? q.M[i * q.p + j] : T(0);
         mt[i][row * 4 + j] = i < q.p && j < q.n ? q.scale * q.M[j * q.p + i] : T(0);
       }
     }
-  int64_t k = 0;
-  for (;; ++k) {
-    if (k == q.limit && !q.last_sum) break;
+  Rule rule = {};
+  begin_run(rule, q);
+  int64_t j = 0;
+  for (;; ++j) {
+    if (j == q.limit && !q.last_sum) break;
     V4 r[S::count], square = {};
 #pragma GCC unroll 4
     for (int i = 0; i < S::count; ++i) {
@@ -93,24 +97,26 @@ MCF_INLINE int64_t tiny(const Descent<T>& q) {
     if (!safe_total<T>(total)) {  // without the padding, whose zeros times an infinity are NaN
       total = 0;
       for (int i = 0; i < q.m; ++i)
-        for (int j = 0; j < q.p; ++j) {
-          const double entry = r[i / S::rows][i % S::rows * 4 + j];
+        for (int k = 0; k < q.p; ++k) {
+          const double entry = r[i / S::rows][i % S::rows * 4 + k];
           total += entry * entry;
         }
     }
-    if (q.ends(k, total)) break;
+    if (q.ends(j, total)) break;
+    begin_step(rule, q, j);
 #pragma GCC unroll 4
     for (int i = 0; i < S::count; ++i) {
-      v[i] = tiny_product<T>(r[i], mt, q.momentum * v[i]);
-      x[i] -= q.lr * v[i];
+      rule.finish(tiny_product<T>(r[i], mt, start(rule, state[i][0])), x[i], state[i]);
+      if constexpr (!Rule::keeps_zeros) x[i] = live[i] != 0 ? x[i] : V4{};
     }
   }
   for (int i = 0; i < q.m; ++i)
-    for (int j = 0; j < q.n; ++j) {
-      q.X[i * q.n + j] = x[i / S::rows][i % S::rows * 4 + j];
-      q.V[i * q.n + j] = v[i / S::rows][i % S::rows * 4 + j];
+    for (int k = 0; k < q.n; ++k) {
+      const int vec = i / S::rows, lane = i % S::rows * 4 + k;
+      q.X[i * q.n + k] = x[vec][lane];
+      for (int s = 0; s < Rule::states; ++s) q.state[s][i * q.n + k] = state[vec][s][lane];
     }
-  return k;
+  return j;
 }
 
 }  // namespace MCF_ISA

@@ -1,14 +1,17 @@
-// Operators of the CPU extension, against libtorch's stable ABI: one build serves every torch from 2.10 on.
-// Schemas live in matconv_fast/_ops; this file picks the instruction set, and holds distance.
+// The extension as Python finds it through ctypes: instruction set, rules, algorithms, and their choice. The operators
+// are in the other bindings_*.cpp, built against libtorch's stable ABI: one build serves every torch from 2.10 on.
+// Schemas are in matconv_fast/_ops.
 #include "bindings.h"
 
 #include <cstdlib>
 #include <cstring>
 
+#include "choose_algorithm.h"
+
 namespace mcf {
 namespace {
 
-// The best instruction set that the processor has, no better than MATCONV_FAST_ISA where that is set.
+// The best instruction set of the processor, no better than MATCONV_FAST_ISA where that is set.
 const Kernels& select_kernels() {
 #if defined(__x86_64__)
   const char* cap = std::getenv("MATCONV_FAST_ISA");
@@ -32,74 +35,41 @@ const Kernels& active_kernels() {
 
 namespace {
 
-enum Ord : int64_t { kFrobenius, kMax, kOne };  // the order of ORDS in matconv_fast/_reference.py
-
-// A and B: [m, n] or [batch, m, n] with contiguous rows; the distance of each problem, in their dtype.
-template <typename T>
-Tensor run_distance(const Tensor& A, const Tensor& B, int64_t ord) {
-  const int64_t dim = A.dim(), batch = dim == 3 ? A.size(0) : 1, m = A.size(dim - 2), n = A.size(dim - 1);
-  const int64_t A_row = A.stride(dim - 2), B_row = B.stride(dim - 2);
-  const bool flat = m <= 1 || (A_row == n && B_row == n);
-  const int64_t rows = flat ? 1 : m, columns = flat ? m * n : n;
-  // Blocks depend on shape and layout alone, so the sum does not depend on the threads: 32,768 elements, or whole rows.
-  const int64_t group = rows_in_block(columns), row_blocks = parts_of(rows, group);
-  const int64_t column_blocks = std::max<int64_t>(1, parts_of(columns, kSweep));
-  const int64_t blocks = row_blocks * column_blocks;
-  const DistanceKernels<T>& kernels = typed_kernels(T()).distance;
-  const auto kernel = ord == kFrobenius ? kernels.squares : ord == kMax ? kernels.largest : kernels.absolute;
-  const auto combine = [&](double a, double b) { return ord != kMax ? a + b : a > b || a != a ? a : b; };
-
-  const Tensor result = empty_values(A, dim == 3, batch);
-  double few[64];
-  Workspace<double> many(batch * blocks > 64 ? batch * blocks : 0);
-  double* partial = batch * blocks > 64 ? many.get() : few;
-  const auto run_blocks = [&](Queue& queue) {
-    for (int64_t item; (item = queue.take()) < queue.size;) {
-      const int64_t b = item / blocks, row0 = item % blocks / column_blocks * group;
-      const int64_t column0 = item % column_blocks * kSweep;
-      const T* a_base = read<T>(A) + (dim == 3 ? b * A.stride(0) : 0) + column0;
-      const T* b_base = read<T>(B) + (dim == 3 ? b * B.stride(0) : 0) + column0;
-      double value = 0;
-      for (int64_t row = row0; row < std::min(rows, row0 + group); ++row)
-        value = combine(value, kernel(a_base + row * A_row, b_base + row * B_row, std::min(kSweep, columns - column0)));
-      partial[item] = value;
-    }
-  };
-  share(batch * blocks, rows_in_block(m * n), run_blocks);
-  for (int64_t b = 0; b < batch; ++b) {
-    double value = 0;
-    for (int64_t i = 0; i < blocks; ++i) value = combine(value, partial[b * blocks + i]);
-    write<T>(result)[b] = static_cast<T>(ord == kFrobenius ? std::sqrt(value) : value);
-  }
-  return result;
+// "name\n" for each rule, and "name keeps_residual least_steps\n" for each algorithm.
+std::string list_rules() {
+  const AdvanceKernels<float>& kernels = active_kernels().f32.advance;
+  std::string text;
+  for (int i = 0; i < kernels.rule_count; ++i) text += std::string(kernels.rules[i].name) + "\n";
+  return text;
 }
-
-// The distance; an undefined tensor for those that the kernel does not take: checks in Python would take longer than a
-// small distance, so whoever called looks closer only then.
-Tensor distance_op(const Tensor any_A, const Tensor any_B, int64_t ord) {
-  const int64_t dim = any_A.dim();
-  const ScalarType dtype = any_A.scalar_type();
-  if ((dim != 2 && dim != 3) || any_B.dim() != dim || !any_A.is_cpu() || !any_B.is_cpu() ||
-      any_B.scalar_type() != dtype || (dtype != ScalarType::Float && dtype != ScalarType::Double) || ord < kFrobenius ||
-      ord > kOne)
-    return Tensor();
-  for (int64_t d = 0; d < dim; ++d)
-    if (any_A.size(d) != any_B.size(d)) return Tensor();
-  const auto lies_along = [&](const Tensor& t, int64_t d) { return t.stride(d) == 1 || t.size(d) <= 1; };
-  const bool rows = lies_along(any_A, dim - 1) && lies_along(any_B, dim - 1);
-  const bool columns = !rows && lies_along(any_A, dim - 2) && lies_along(any_B, dim - 2);  // no norm minds which
-  const auto laid_out = [&](const Tensor& t) {
-    if (columns) return torch::stable::transpose(t, dim - 2, dim - 1);
-    return lies_along(t, dim - 1) ? t : torch::stable::contiguous(t);
-  };
-  const Tensor A = laid_out(any_A), B = laid_out(any_B);
-  return dtype == ScalarType::Float ? run_distance<float>(A, B, ord) : run_distance<double>(A, B, ord);
+std::string list_algorithms() {
+  std::string text;
+  for (const AlgorithmInfo& a : kAlgorithms)
+    text += std::string(a.name) + (a.keeps_residual ? " 1 " : " 0 ") + std::to_string(a.least_steps) + "\n";
+  return text;
 }
 
 }  // namespace
 }  // namespace mcf
 
-// Read by kernels/cpu/launch.py through ctypes.
-extern "C" __attribute__((visibility("default"))) const char* matconv_fast_isa() { return mcf::active_kernels().name; }
+// Called by kernels/cpu/launch.py.
+#define MCF_EXPORT extern "C" __attribute__((visibility("default")))
 
-STABLE_TORCH_LIBRARY_IMPL(matconv_fast, CPU, m) { m.impl("distance", TORCH_BOX(&mcf::distance_op)); }
+MCF_EXPORT const char* matconv_fast_isa() { return mcf::active_kernels().name; }
+
+MCF_EXPORT const char* matconv_fast_rules() {
+  static const std::string text = mcf::list_rules();
+  return text.c_str();
+}
+
+MCF_EXPORT const char* matconv_fast_algorithms() {
+  static const std::string text = mcf::list_algorithms();
+  return text.c_str();
+}
+
+// The index of the algorithm, in the order of matconv_fast_algorithms.
+MCF_EXPORT int matconv_fast_choose(int64_t batch, int64_t m, int64_t n, int64_t p, int product, int coupled,
+                                   int itemsize) {
+  const mcf::Machine machine = {mcf::active_kernels().vector_bytes, itemsize, mcf::threads()};
+  return static_cast<int>(mcf::choose_algorithm({m, n, p, product != 0, coupled != 0}, batch, machine));
+}

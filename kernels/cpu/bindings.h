@@ -1,4 +1,4 @@
-// What the bindings share: memory, checks, and the kernels of the instruction set that was picked.
+// What the bindings share: memory, checks, threads, and the kernels of the selected instruction set.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -12,15 +12,15 @@
 #include <limits>
 #include <new>
 #include <optional>
+#include <string>
 
+#include "contract.h"
 #include "kernels.h"
 
 namespace mcf {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-enum Loss : int64_t { kMse, kSse, kFro };  // the order of LOSSES in matconv_fast/_reference.py
 
 const Kernels& active_kernels();
 
@@ -43,8 +43,8 @@ class Workspace {
   T* data_;
 };
 
-// Momentum of an entry that has converged decays for ever, and denormal numbers are slow to compute with: N1's 10,000
-// iterations took 24 ns each with them and 16 ns without (Zen 3). Numbers under 1.2e-38 (2.2e-308 in float64) become 0.
+// The momentum of a converged entry decays for ever, and denormal numbers are slow to compute with: each of N1's 10,000
+// iterations took 24 ns with them and 16 ns without (Zen 3). Numbers below 1.2e-38 (2.2e-308 in float64) become 0.
 class FlushDenormals {
 #if defined(__x86_64__)
  public:
@@ -68,10 +68,21 @@ T* write(const Tensor& t) {
   return static_cast<T*>(t.data_ptr());
 }
 
-// The Python side has checked what users can get wrong; this guards the memory that the kernels touch.
+// Python has checked what users can get wrong; this guards the memory that the kernels access.
 inline void check(const Tensor& t, ScalarType dtype, int64_t first_size, const char* op) {
   STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous(), op, ": the CPU kernel takes contiguous CPU tensors");
-  STD_TORCH_CHECK(t.scalar_type() == dtype && t.size(0) == first_size, op, ": a tensor has the wrong dtype or batch");
+  STD_TORCH_CHECK(t.scalar_type() == dtype && t.dim() > 0 && t.size(0) == first_size, op,
+                  ": a tensor has the wrong dtype or batch");
+}
+
+// "X Float [3, 4]", for errors.
+inline std::string describe(const char* name, const Tensor& t) {
+  std::string text = std::string(name) + " " + torch::headeronly::toString(t.scalar_type()) + " [";
+  for (int64_t d = 0; d < t.dim(); ++d) text += (d ? ", " : "") + std::to_string(t.size(d));
+  return text + (t.is_cpu() ? "]" : "] on another device");
+}
+inline std::string describe(const char* name, const std::optional<Tensor>& t) {
+  return t.has_value() ? describe(name, *t) : std::string(name) + " None";
 }
 
 // The tensor itself, or a contiguous copy.
@@ -80,7 +91,7 @@ inline std::optional<Tensor> readable(const std::optional<Tensor>& t) {
   return t.has_value() ? std::optional<Tensor>(readable(*t)) : t;
 }
 
-// What a kernel updates: the tensor itself where it is contiguous, else a copy that `put_back` writes to it.
+// A tensor that a kernel updates: itself where it is contiguous, else a copy that `put_back` writes to it.
 class Updated {
  public:
   explicit Updated(const Tensor& t) : target_(t), memory_(readable(t)) {}
@@ -104,7 +115,9 @@ inline Tensor empty_values(const Tensor& like, bool batched, int64_t size) {
   return Tensor(handle);
 }
 
-// Calls f(begin, end) for parts of [0, size), on the calling thread where there is but one.
+inline int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+// Calls f(begin, end) for parts of [0, size), on the calling thread where there is only one.
 template <typename F>
 void for_range(int64_t size, int64_t grain, const F& f) {
   if (size <= 1)
@@ -113,15 +126,15 @@ void for_range(int64_t size, int64_t grain, const F& f) {
     torch::stable::parallel_for(0, size, grain, f);
 }
 
-// Calls f(queue of the items [0, size)) on as many threads as there are `grain` items for.
+// Calls f(queue of the items [0, size)) on one thread for each `grain` items.
 template <typename F>
 void share(int64_t size, int64_t grain, const F& f) {
   Queue queue{size};
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), parts_of(size, grain));
-  for_range(threads, 1, [&](int64_t, int64_t) { f(queue); });
+  const int64_t count = std::min<int64_t>(threads(), parts_of(size, grain));
+  for_range(count, 1, [&](int64_t, int64_t) { f(queue); });
 }
 
-// Elements in one block of a sweep, so that the order of its sums does not depend on the threads.
+// Elements in one block of a pass over memory. Blocks are fixed, so that the order of sums is independent of threads.
 constexpr int64_t kSweep = 1 << 15;
 
 // Whole rows in one block: at least one.
@@ -129,10 +142,6 @@ inline int64_t rows_in_block(int64_t columns) { return std::max<int64_t>(1, kSwe
 
 // Operations that repay waking a thread.
 constexpr double kWaking = 1e5;
-
-// Up to so many products m n p, one use of M on one thread takes less time than torch's GEMM: loss, loss with gradients
-// and step take 38, 77 and 37 us at 80 square, and 48, 82 and 65 us at 81 on the GEMM (two Zen 3 cores).
-constexpr int64_t kSmall = 80 * 80 * 80;
 
 // Calls f(i) for blocks 0 .. blocks - 1, on all threads; the sum of what it returns, added in the blocks' order.
 template <typename F>
@@ -147,19 +156,19 @@ double sum_of_blocks(int64_t blocks, const F& f) {
   return sum;
 }
 
-// What Y is where there is none.
+// Y where none is given.
 template <typename T>
 void fill_identity(T* Y, int64_t m, int64_t p) {
   for (int64_t k = 0; k < m * p; ++k) Y[k] = k / p == k % p;
 }
 
-// The factor c of the gradient c R M^T; for fro it is 1 / ||R||, which only the residual tells.
+// The factor c of the gradient c R M^T; under fro it is divided by ||R||.
 inline double gradient_scale(int64_t loss, double elements) {
-  return loss == kFro ? 1.0 : loss == kSse ? 2.0 : elements > 0 ? 2.0 / elements : 0.0;
+  return loss == kLossFro ? 1.0 : loss == kLossSse ? 2.0 : elements > 0 ? 2.0 / elements : 0.0;
 }
 
 inline double loss_of(double sum, int64_t loss, double elements) {
-  return loss == kMse ? sum / std::fmax(elements, 1) : loss == kSse ? sum : std::sqrt(sum);
+  return loss == kLossMse ? sum / std::fmax(elements, 1) : loss == kLossSse ? sum : std::sqrt(sum);
 }
 
 // Calls f with a zero of the dtype.

@@ -1,14 +1,17 @@
-// The residual's sum of squares and its products with X and M, from which the loss and its gradients follow.
+// `residual_loss` and `residual_products`: the residual's sum of squares and its products with X and M, from which the
+// loss and its gradients follow. The strict operators raise for arguments that the kernel does not take;
+// `try_residual_loss` returns None.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <cstring>
 
 #include "bindings.h"
+#include "choose_algorithm.h"
 
 namespace mcf {
 namespace {
 
-// Y, which may be of a lower precision: it is as large as the R that is never held, so it is converted piece by piece.
+// Y, which may have a lower precision. It is as large as R, which is never materialized, so it is converted in pieces.
 template <typename T>
 struct Target {
   const void* data;
@@ -23,7 +26,7 @@ struct Target {
     if (dtype == ScalarType::Half) {
       const uint16_t* from = static_cast<const uint16_t*>(data) + begin;
       for (int64_t k = 0; k < count; ++k) {
-        // exponent and fraction moved to a float32's place, whose bias is 112 more; a denormal is a multiple of 2^-24
+        // exponent and fraction move to their place in a float32, whose bias is 112 more; a denormal is n 2^-24
         const uint32_t sign = (from[k] & 0x8000u) << 16, rest = from[k] & 0x7fffu;
         const float small = static_cast<float>(rest) * 0x1p-24f;
         const float magnitude = rest < 0x400u ? small : from_bits((rest << 13) + (112u << 23));
@@ -42,19 +45,19 @@ struct Target {
   }
 };
 
-// One problem. What is null is not wanted.
+// One problem. A null output is not computed.
 template <typename T>
 struct Residual {
   const Tensor &X, &M;  // [m, n], [n, p]
   Target<T> Y;
   int64_t m, n, p;
   const Tensor *R_Mt, *Xt_R;  // [m, n], [n, p], outputs
-  const Tensor* R;            // [m, p], output; where it is wanted it is the one block
+  const Tensor* R;            // [m, p], output; if wanted, R is a single block
   const SweepKernels<T>& sweep = typed_kernels(T()).sweep;
 
-  // Blocks of R, of whole columns or of whole rows, by the longer side: each makes one product whole, X^T R or R M^T,
-  // and is a term of the other. 320 of F's 8,192 columns are 4 % of R; its three products take 460 ms by blocks of
-  // these, 506 of 256, 525 of 128, and 433 whole (two Zen 3 cores). 1 MB stays in a cache, however small R is.
+  // R is made in blocks of whole columns or whole rows, along its longer side. Each block completes its part of one
+  // product, X^T R or R M^T, and is a term of the other. 320 of F's 8,192 columns are 4 % of R; the three products take
+  // 460 ms with blocks of 320, 506 of 256, 525 of 128, and 433 whole (two Zen 3 cores). A block of 1 MB stays in cache.
   double run() const {
     const Tensor Xt = torch::stable::transpose(X, 0, 1), Mt = torch::stable::transpose(M, 0, 1);
     const bool by_columns = p >= m;
@@ -90,7 +93,7 @@ struct Residual {
     TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), A.get(), B.get(), first ? 0 : 1, 1));
   }
 
-  // r -= Y's part that begins at a row and a column; the sum of squares.
+  // r -= the part of Y that begins at a row and a column; returns the sum of squares.
   double subtract(const Tensor& r, int64_t row, int64_t column) const {
     const int64_t rows = r.size(0), columns = r.size(1);
     const int64_t group = rows_in_block(columns);
@@ -109,20 +112,20 @@ struct Residual {
   }
 };
 
-// Contract in matconv_fast/_ops/losses.py. An undefined tensor, and nothing is written, for those that the kernel does
+// The loss, and what is given of R M^T, X^T R and R. None, and nothing is written, for arguments that the kernel does
 // not take.
-Tensor residual_products(const Tensor any_X, const std::optional<Tensor> any_M, const std::optional<Tensor> any_Y,
-                         int64_t loss, const std::optional<Tensor> R_Mt, const std::optional<Tensor> Xt_R,
-                         const std::optional<Tensor> R) {
+std::optional<Tensor> try_products(const Tensor& any_X, const std::optional<Tensor>& any_M,
+                                   const std::optional<Tensor>& any_Y, int64_t loss, const std::optional<Tensor>& R_Mt,
+                                   const std::optional<Tensor>& Xt_R, const std::optional<Tensor>& R) {
   if (!any_X.is_cpu() || (any_M.has_value() && !any_M->is_cpu()) || (any_Y.has_value() && !any_Y->is_cpu()))
-    return Tensor();
+    return std::nullopt;
   const Tensor X = readable(any_X);
   const std::optional<Tensor> M = readable(any_M), Y = readable(any_Y);
   const int64_t dim = X.dim();
   const ScalarType dtype = X.scalar_type();
-  if ((dim != 2 && dim != 3) || (dtype != ScalarType::Float && dtype != ScalarType::Double)) return Tensor();
+  if ((dim != 2 && dim != 3) || (dtype != ScalarType::Float && dtype != ScalarType::Double)) return std::nullopt;
   const int64_t size = dim == 3 ? X.size(0) : 1, m = X.size(dim - 2), n = X.size(dim - 1);
-  if (M.has_value() && M->dim() != dim) return Tensor();
+  if (M.has_value() && M->dim() != dim) return std::nullopt;
   const int64_t p = M.has_value() ? M->size(dim - 1) : n;
   const auto fits = [&](const Tensor& t, int64_t rows, int64_t columns) {
     return t.is_cpu() && t.is_contiguous() && t.dim() == dim && t.size(dim - 2) == rows && t.size(dim - 1) == columns &&
@@ -135,8 +138,9 @@ Tensor residual_products(const Tensor any_X, const std::optional<Tensor> any_M, 
   const bool low = Y_dtype == ScalarType::BFloat16 || Y_dtype == ScalarType::Half;
   if (!fits(X, m, n) || (M.has_value() && (!fits(*M, n, p) || M->scalar_type() != dtype)) ||
       (Y.has_value() ? !fits(*Y, m, p) : m != p) || !(Y_dtype == dtype || (low && dtype == ScalarType::Float)) ||
-      !output_fits(R_Mt, m, n) || !output_fits(Xt_R, n, p) || !output_fits(R, m, p) || loss < kMse || loss > kFro)
-    return Tensor();
+      !output_fits(R_Mt, m, n) || !output_fits(Xt_R, n, p) || !output_fits(R, m, p) || loss < kLossMse ||
+      loss > kLossFro)
+    return std::nullopt;
   const Tensor result = empty_values(X, dim == 3, size);
   with_dtype(dtype, "residual_products", [&](auto zero) {
     using T = decltype(zero);
@@ -151,7 +155,7 @@ Tensor residual_products(const Tensor any_X, const std::optional<Tensor> any_M, 
       const int64_t bytes = Y_dtype == dtype ? sizeof(T) : 2;
       return Target<T>{static_cast<const char*>(Y->data_ptr()) + b * m * p * bytes, Y_dtype};
     };
-    if (M.has_value() && elements * n > kSmall) {
+    if (M.has_value() && elements * n > kSmallProduct) {
       const auto one = [&](const Tensor& t, int64_t b) { return dim == 3 ? torch::stable::select(t, 0, b) : t; };
       for (int64_t b = 0; b < size; ++b) {
         const Tensor x = one(X, b), a = one(*M, b);
@@ -182,14 +186,37 @@ Tensor residual_products(const Tensor any_X, const std::optional<Tensor> any_M, 
   return result;
 }
 
-Tensor residual_loss(const Tensor X, const std::optional<Tensor> M, const std::optional<Tensor> Y, int64_t loss) {
-  return residual_products(X, M, Y, loss, std::nullopt, std::nullopt, std::nullopt);
+Tensor residual_products(const Tensor& X, const std::optional<Tensor>& M, const std::optional<Tensor>& Y, int64_t loss,
+                         const std::optional<Tensor>& R_Mt, const std::optional<Tensor>& Xt_R,
+                         const std::optional<Tensor>& R) {
+  const std::optional<Tensor> value = try_products(X, M, Y, loss, R_Mt, Xt_R, R);
+  STD_TORCH_CHECK(value.has_value(),
+                  "residual_products: the CPU kernel takes X [m, n] or [B, m, n] in float32 or float64, and M, Y and "
+                  "outputs that fit it; got ",
+                  describe("X", X), ", ", describe("M", M), ", ", describe("Y", Y), ", ", describe("R_Mt", R_Mt), ", ",
+                  describe("Xt_R", Xt_R), ", ", describe("R", R), ", loss ", loss);
+  return *value;
+}
+
+std::optional<Tensor> try_residual_loss(const Tensor& X, const std::optional<Tensor>& M, const std::optional<Tensor>& Y,
+                                        int64_t loss) {
+  return try_products(X, M, Y, loss, std::nullopt, std::nullopt, std::nullopt);
+}
+
+Tensor residual_loss(const Tensor& X, const std::optional<Tensor>& M, const std::optional<Tensor>& Y, int64_t loss) {
+  const std::optional<Tensor> value = try_residual_loss(X, M, Y, loss);
+  STD_TORCH_CHECK(value.has_value(),
+                  "residual_loss: the CPU kernel takes X [m, n] or [B, m, n] in float32 or float64, and M and Y that "
+                  "fit it; got ",
+                  describe("X", X), ", ", describe("M", M), ", ", describe("Y", Y), ", loss ", loss);
+  return *value;
 }
 
 }  // namespace
 }  // namespace mcf
 
 STABLE_TORCH_LIBRARY_IMPL(matconv_fast, CPU, m) {
+  m.impl("try_residual_loss", TORCH_BOX(&mcf::try_residual_loss));
   m.impl("residual_loss", TORCH_BOX(&mcf::residual_loss));
   m.impl("residual_products", TORCH_BOX(&mcf::residual_products));
 }

@@ -1,5 +1,5 @@
-// What a run of chunks is judged by, the judgement of each, and the losses at the end; contracts in
-// matconv_fast/_reference.py, start_run, finish_chunk and loss_history.
+// `start_run`, `finish_chunk` and `loss_history`: a run before, between and after its chunks. Contracts in
+// matconv_fast/_reference.py.
 #include <tuple>
 #include <vector>
 
@@ -9,11 +9,8 @@
 namespace mcf {
 namespace {
 
-// The smallest square that is a normal number, as in the reference.
-constexpr double kSmallestSquare = 2.3e-308;
-
-// f(block of Y, elements, the problem's factor) of every block, and combine of those of each problem, in their order.
-// Denormal numbers count, other than in an iteration.
+// Calls f(block of Y, elements, the problem's factor) for every block, and combines the results of each problem in
+// order. Denormal numbers are not flushed here.
 template <typename T, typename F, typename Combine>
 std::vector<double> over_blocks(const Tensor& Y, const std::vector<double>& factors, const F& f,
                                 const Combine& combine) {
@@ -33,7 +30,7 @@ std::vector<double> over_blocks(const Tensor& Y, const std::vector<double>& fact
   return found;
 }
 
-// The sum of squares of factor Y. Eight sums, so that none waits for the one before.
+// The sum of squares of factor * Y, as eight independent sums.
 template <typename T>
 double squares_of(const T* Y, int64_t elements, double factor) {
   double sums[8] = {};
@@ -49,7 +46,7 @@ double squares_of(const T* Y, int64_t elements, double factor) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-// ||Y||_F of each problem; float64 is scaled by its largest element, so that no square under- or overflows.
+// ||Y||_F of each problem; float64 is scaled by its largest element, so that no square underflows or overflows.
 template <typename T>
 std::vector<double> norms(const Tensor& Y) {
   std::vector<double> scales(Y.size(0), 1.0), inverse = scales;
@@ -72,7 +69,7 @@ std::vector<double> norms(const Tensor& Y) {
 
 typedef std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> Run;
 
-Run start_run(const Tensor any_Y, const Tensor bail, const Tensor last, const Tensor best, const Tensor status,
+Run start_run(const Tensor& any_Y, const Tensor& bail, const Tensor& last, const Tensor& best, const Tensor& status,
               double rtol, double atol) {
   const int64_t batch = status.size(0);
   for (const Tensor* t : {&bail, &last, &best}) check(*t, ScalarType::Double, batch, "start_run");
@@ -85,7 +82,7 @@ Run start_run(const Tensor any_Y, const Tensor bail, const Tensor last, const Te
 
   const auto copy = [&](const Tensor& t) {
     const Tensor made = empty_values(t, true, batch);
-    std::copy_n(read<int64_t>(t), batch, write<int64_t>(made));  // 8 bytes each, whatever they are
+    std::copy_n(read<int64_t>(t), batch, write<int64_t>(made));  // any type of 8 bytes
     return made;
   };
   const auto zeros = [&](int64_t size) {
@@ -105,18 +102,26 @@ Run start_run(const Tensor any_Y, const Tensor bail, const Tensor last, const Te
           zeros(batch), zeros(batch), zeros(batch), copy(status), zeros(2)};
 }
 
-void finish_chunk_op(const Tensor sums, const Tensor taken, const Tensor threshold, const Tensor Y_squares,
-                     const Tensor bail, const Tensor last, const Tensor best, const Tensor updates, const Tensor status,
-                     const Tensor again, const Tensor counts) {
+void finish_chunk_op(const Tensor& sums, const Tensor& steps_done, const Tensor& threshold, const Tensor& Y_squares,
+                     const Tensor& bail, const Tensor& last, const Tensor& best, const Tensor& updates,
+                     const Tensor& status, const Tensor& replay_to, const Tensor& counts) {
   const int64_t batch = sums.size(0);
   for (const Tensor* t : {&sums, &threshold, &Y_squares, &bail, &last, &best})
     check(*t, ScalarType::Double, batch, "finish_chunk");
-  for (const Tensor* t : {&taken, &updates, &status, &again}) check(*t, ScalarType::Long, batch, "finish_chunk");
+  for (const Tensor* t : {&steps_done, &updates, &status, &replay_to})
+    check(*t, ScalarType::Long, batch, "finish_chunk");
   check(counts, ScalarType::Long, 2, "finish_chunk");
-  const FinishChunk chunk = {
-      sums.size(1),         read<double>(sums),  read<int64_t>(taken), read<double>(threshold), read<double>(Y_squares),
-      write<double>(bail),  write<double>(last), write<double>(best),  write<int64_t>(updates), write<int64_t>(status),
-      write<int64_t>(again)};
+  const FinishChunk chunk = {sums.size(1),
+                             read<double>(sums),
+                             read<int64_t>(steps_done),
+                             read<double>(threshold),
+                             read<double>(Y_squares),
+                             write<double>(bail),
+                             write<double>(last),
+                             write<double>(best),
+                             write<int64_t>(updates),
+                             write<int64_t>(status),
+                             write<int64_t>(replay_to)};
   const int64_t rows = rows_in_block(chunk.columns), blocks = parts_of(batch, rows);
   std::vector<Counts> found(blocks);
   for_range(blocks, 1, [&](int64_t begin, int64_t end) {
@@ -143,7 +148,7 @@ void write_losses(const Tensor& sums, const Tensor& updates, int64_t begin, int6
   });
 }
 
-Tensor loss_history(const Tensor sums, const Tensor updates, int64_t begin, int64_t every, int64_t loss,
+Tensor loss_history(const Tensor& sums, const Tensor& updates, int64_t begin, int64_t every, int64_t loss,
                     int64_t elements, ScalarType dtype) {
   const int64_t batch = updates.size(0);
   check(updates, ScalarType::Long, batch, "loss_history");

@@ -31,9 +31,9 @@ double distance_squares(const T* A, const T* B, int64_t n) {
   for (; i + 2 * group * lanes <= n; i += 2 * group * lanes) add(sums[0], i), add(sums[1], i + group * lanes);
   double sum = sums[0].total() + sums[1].total();
   if (!safe_total<T>(sum)) {
-    Sum<T> again;
-    for (int64_t k = 0; k < i; k += lanes) again.add_square(difference(A + k, B + k));
-    sum = again.total();
+    Sum<T> wide;
+    for (int64_t k = 0; k < i; k += lanes) wide.add_square(difference(A + k, B + k));
+    sum = wide.total();
   }
   for (; i < n; ++i) {
     const double d = static_cast<double>(A[i] - B[i]);
@@ -80,11 +80,6 @@ double distance_largest(const T* A, const T* B, int64_t n) {
     undefined |= d != d;
   }
   return undefined ? __builtin_nan("") : largest;
-}
-
-template <typename T>
-constexpr DistanceKernels<T> distance_kernels() {
-  return {distance_squares<T>, distance_absolute<T>, distance_largest<T>};
 }
 
 }  // namespace MCF_ISA

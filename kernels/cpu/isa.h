@@ -14,19 +14,47 @@
 namespace mcf {
 namespace MCF_ISA {
 
+template <typename T, template <typename, typename> class RuleOf>
+constexpr RuleKernels<T> rule_kernels(const char* name) {
+  typedef RuleOf<Vec<T>, T> Rule;
+  static_assert(Rule::states >= 1 && Rule::states <= kMaxStates, "raise kMaxStates in advance.h");
+  return {name,
+          Rule::states,
+          Rule::hypers,
+          Rule::accumulates,
+          {{tiny<T, RuleOf>, nullptr},
+           {small_whole<T, Rule>, small_slab<T, Rule>},
+           {iterate_whole<T, RowState<T>, Rule>, iterate_slab<T, RowState<T>, Rule>},
+           {iterate_whole<T, BlockState<T>, Rule>, iterate_slab<T, BlockState<T>, Rule>}},
+          lanes<T, RuleOf>,
+          decay_of<T, RuleOf>,
+          sweep_rule<T, RuleOf>};
+}
+
+#define MCF_RULE(name, Struct) rule_kernels<T, Struct>(#name),
+template <typename T>
+constexpr RuleKernels<T> rule_table[] = {MCF_RULES(MCF_RULE)};
+#undef MCF_RULE
+
 template <typename T>
 constexpr TypedKernels<T> typed_kernels() {
-  return {{slabs<T>, rows_of<T>, packed_elements<T>, workspace_elements<T>, pack_both<T>, runners<T, HeavyBall<T>>(),
-           runners<T, Adam<T>>(), lanes_elements<T>, lanes<T>},
-          distance_kernels<T>(),
+  return {{{{one_slab, all_rows, no_packed, no_workspace, no_pack<T>},
+            {slabs<BlockState<T>>, rows_of<BlockState<T>>, no_packed, no_workspace, no_pack<T>},
+            layout<T, RowState<T>>(),
+            layout<T, BlockState<T>>()},
+           lanes_elements<T>,
+           rule_table<T>,
+           sizeof(rule_table<T>) / sizeof(rule_table<T>[0])},
+          {distance_squares<T>, distance_absolute<T>, distance_largest<T>},
           {loss_elements<T>, loss_residual<T>},
-          sweep_kernels<T>()};
+          {sweep_residual<T>}};
 }
 
 }  // namespace MCF_ISA
 
 const Kernels& MCF_JOIN(MCF_ISA, _kernels)() {
-  static constexpr Kernels table{MCF_QUOTE(MCF_ISA), MCF_ISA::typed_kernels<float>(), MCF_ISA::typed_kernels<double>()};
+  static constexpr Kernels table{MCF_QUOTE(MCF_ISA), MCF_VECTOR_BYTES, MCF_ISA::typed_kernels<float>(),
+                                 MCF_ISA::typed_kernels<double>()};
   return table;
 }
 

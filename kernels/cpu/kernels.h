@@ -1,4 +1,4 @@
-// The kernels of one instruction set, and the sets that there are.
+// The kernels of one instruction set, and the instruction sets there are.
 #pragma once
 
 #include "advance.h"
@@ -18,6 +18,7 @@ struct TypedKernels {
 
 struct Kernels {
   const char* name;
+  int vector_bytes;
   TypedKernels<float> f32;
   TypedKernels<double> f64;
 };

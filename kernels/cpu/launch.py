@@ -1,4 +1,4 @@
-"""Loads the CPU extension, once, and knows which problems its kernels are the faster path for."""
+"""Loads the C++ extension, once, and asks it which rules and algorithms it has and which algorithm suits a problem."""
 
 from __future__ import annotations
 
@@ -9,31 +9,16 @@ from pathlib import Path
 
 import torch
 
-VECTOR_BYTES = {"generic": 16, "avx2": 32, "avx512": 64}  # by instruction set
+from ..contract import Algorithm, Shape, state_dtype
 
-# Up to this size a problem in a lane takes less time than one by one: at 5, 8, 12, 14 and 16 square 17, 44, 118, 180
-# and 253 ns an iteration in lanes, 53, 54, 177, 217 and 222 ns one by one (float32, one run on one Zen 3 core).
-LANES_SIZE = 14
-
-# Elements of M from which torch's GEMM is the faster one. With AVX2 the slabs are ahead up to 2,048 square, the largest
-# measured (31.6 against 34.6 ms an iteration at 1,024, 235 against 267 at 2,048), but keep two packed copies of M. With
-# AVX-512, where MKL is at its best, it is an estimate from the prototype, which drew level with MKL at 256; the generic
-# one is a guess. Under some 32 rows a product waits for M, and the slabs are ahead (1.6 times at 16 rows, M 1,024
-# square).
-GEMM_AREA = {"generic": 128**2, "avx2": 4096**2, "avx512": 768**2}
-GEMM_ROWS = 32
+INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 
 
 @functools.cache
-def load() -> str:
-    """Load the extension, whose operators register themselves; the name of the instruction set that it picked.
-
-    Raises:
-        ImportError: there is no extension here, or it does not load; the message says why.
-    """
+def _extension() -> ctypes.CDLL:
     wanted = os.environ.get("MATCONV_FAST_ISA", "")
-    if wanted and wanted not in VECTOR_BYTES:
-        raise ImportError(f"MATCONV_FAST_ISA must be one of {', '.join(VECTOR_BYTES)}, got {wanted!r}")
+    if wanted and wanted not in INSTRUCTION_SETS:
+        raise ImportError(f"MATCONV_FAST_ISA must be one of {', '.join(INSTRUCTION_SETS)}, got {wanted!r}")
     found = sorted(Path(__file__).parent.glob("_C*.so")) + sorted(Path(__file__).parent.glob("_C*.pyd"))
     if not found:
         raise ImportError(
@@ -44,48 +29,41 @@ def load() -> str:
         torch.ops.load_library(str(found[0]))
     except OSError as error:
         raise ImportError(f"the C++ extension does not load: {error}") from error
-    isa = ctypes.CDLL(str(found[0])).matconv_fast_isa
-    isa.restype = ctypes.c_char_p
-    return isa().decode()
+    extension = ctypes.CDLL(str(found[0]))
+    for name in ("isa", "rules", "algorithms"):
+        getattr(extension, f"matconv_fast_{name}").restype = ctypes.c_char_p
+    extension.matconv_fast_choose.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_int] * 3
+    return extension
 
 
-# The ways in which a kernel can go about `advance`; the order is that of the enum in bindings_advance.cpp.
-WAYS = ("lockstep", "alone", "lanes", "gemm")
-STOPS_EXACTLY = WAYS
-KEEPS_RESIDUAL = ("alone", "gemm")
-MANY_LAUNCHES = ()
-# Updates that repay a call: it packs M anew and copies the state of each slab, at 1,024 square a fifth of an iteration.
-LEAST_UPDATES = {"alone": 16}
+def load() -> str:
+    """Load the extension, which registers its operators; returns the instruction set that it selected.
 
-
-def advance_way(
-    batch: int, m: int, n: int, p: int, *, product: bool, coupled: bool, lanes: bool, itemsize: int, threads: int
-) -> str:
-    """The fastest way to run `advance` on problems of a kind.
-
-    * ``"lanes"``: many small problems, each in a lane of a vector.
-    * ``"gemm"``: torch's GEMM for the products and one sweep after each.
-    * ``"lockstep"``: one thread takes each problem through its iterations, slab of rows by slab.
-    * ``"alone"``: the slabs run apart, on all threads, for stretches of iterations: for few problems that have several
-      slabs and repay it.
-
-    All of them stop each problem exactly where it should.
-
-    Args:
-        batch: problems, of sizes
-        m: rows of X,
-        n: columns of X,
-        p: columns of M.
-        product: whether there is an M.
-        coupled: whether the rows of X depend on each other, as they do under loss fro.
-        lanes: whether the solver can run in lanes.
-        itemsize: bytes of an element.
-        threads: that there are.
+    Raises:
+        ImportError: there is no extension, or it does not load; the message says why.
     """
-    if lanes and product and max(m, n, p) <= LANES_SIZE and batch >= 2 * VECTOR_BYTES[load()] // itemsize:
-        return "lanes"
-    work = m * n * p if product else 8 * m * n
-    few = batch < threads and m >= 16 and work >= 16**3
-    if product and m >= GEMM_ROWS and (n * p >= GEMM_AREA[load()] or (coupled and few and work >= 64**3)):
-        return "gemm"
-    return "alone" if few and not coupled else "lockstep"
+    return _extension().matconv_fast_isa().decode()
+
+
+@functools.cache
+def rules() -> tuple[str, ...]:
+    """Names of the rules that `advance` has kernels for."""
+    return tuple(_extension().matconv_fast_rules().decode().split())
+
+
+@functools.cache
+def algorithms() -> tuple[Algorithm, ...]:
+    """The algorithms of `advance`; all of them stop each problem exactly. See ``choose_algorithm.h``."""
+    rows = (line.split() for line in _extension().matconv_fast_algorithms().decode().splitlines())
+    return tuple(
+        Algorithm(name, keeps_residual=keeps == "1", least_steps=int(least_steps)) for name, keeps, least_steps in rows
+    )
+
+
+def choose(shape: Shape, rule: str) -> Algorithm | None:
+    """The fastest algorithm for many updates of problems of this shape; None where the rule has no kernels."""
+    if rule not in rules():
+        return None
+    batch, m, n, p, product, coupled, dtype = shape
+    index = _extension().matconv_fast_choose(batch, m, n, p, product, coupled, state_dtype(dtype).itemsize)
+    return algorithms()[index]

@@ -9,16 +9,18 @@ namespace MCF_ISA {
 
 template <typename T>
 int64_t loss_elements(int64_t m, int64_t n, int64_t p) {
-  return RowState<T>::elements(m, n, p, 1) + panels_elements<T>(n, p) + (m + n) * padded<T>(p) + m * n;
+  return RowState<T>::elements(m, n, p, 0) + m * row_stride<T>(n) + panels_elements<T>(n, p) + (m + n) * padded<T>(p) +
+         m * n;
 }
 
 template <typename T>
 double loss_residual(const ResidualProducts<T>& q, T* work) {
   Descent<T> d = {};
   d.X = const_cast<T*>(q.X), d.M = q.M, d.Y = q.Y, d.product = q.product, d.m = q.m, d.n = q.n, d.p = q.p;
-  const RowState<T> s(q.m, q.n, q.p, work);
-  load(s, d, Rows{0, q.m}, 0);
-  T* packed = work + s.elements(q.m, q.n, q.p, 1);
+  const RowState<T> s(q.m, q.n, q.p, 0, work);
+  s.load(d, Rows{0, q.m});
+  T* gradient = work + s.elements(q.m, q.n, q.p, 0);
+  T* packed = gradient + q.m * s.n_stride;
   T* R_panels = packed + panels_elements<T>(q.n, q.p);
   T* products = R_panels + q.m * padded<T>(q.p);
   T* Xt = products + q.n * padded<T>(q.p);
@@ -26,8 +28,8 @@ double loss_residual(const ResidualProducts<T>& q, T* work) {
   const double sum = residual_slab(s, d, packed);
   if (q.R) copy_rows<T>(s.r, s.p_stride, q.R, q.p, q.m, q.p);
   if (q.R_Mt && q.product) {
-    product(s.r, s.p_stride, q.m, q.p, packed + q.n * padded<T>(q.p), q.n, s.v, s.n_stride);
-    copy_rows<T>(s.v, s.n_stride, q.R_Mt, q.n, q.m, q.n);
+    product(s.r, s.p_stride, q.m, q.p, packed + q.n * padded<T>(q.p), q.n, gradient, s.n_stride);
+    copy_rows<T>(gradient, s.n_stride, q.R_Mt, q.n, q.m, q.n);
   }
   if (q.R_Mt && !q.product) copy_rows<T>(s.r, s.p_stride, q.R_Mt, q.p, q.m, q.p);
   if (q.Xt_R) {

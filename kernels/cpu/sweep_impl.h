@@ -1,13 +1,13 @@
-// See sweep.h.
+// Algorithm `gemm`: what follows each product of torch's GEMM. See sweep.h.
 #pragma once
 
-#include "advance_rules.h"
+#include "rules.h"
 #include "sweep.h"
 
 namespace mcf {
 namespace MCF_ISA {
 
-// Unaligned, and not beyond what there is.
+// At most `count` elements, from and to unaligned memory.
 template <typename T>
 MCF_INLINE Vec<T> some(const T* p, int64_t count) {
   Vec<T> v = {};
@@ -45,32 +45,40 @@ double sweep_residual(T* R, const T* Y, int64_t n) {
     sum.add_square(d);
   }
   if (safe_total<T>(sum.total())) return sum.total();
-  Sum<T> again;
-  for (k = 0; k < n; k += lanes) again.add_square(some(R + k, n - k));
-  return again.total();
+  Sum<T> wide;
+  for (k = 0; k < n; k += lanes) wide.add_square(some(R + k, n - k));
+  return wide.total();
 }
 
-template <typename T>
-void sweep_descend(T* X, const T* V, T lr, int64_t n) {
-  for (int64_t k = 0; k < n; k += Simd<T>::lanes) put(some(X + k, n - k) - lr * some(V + k, n - k), X + k, n - k);
-}
-
-template <typename T>
-void sweep_adam(const Descent<T>& q, int64_t j, T* X, T* V, T* S, const T* G, int64_t n) {
+// See RuleKernels::sweep.
+template <typename T, template <typename, typename> class RuleOf>
+void sweep_rule(const Descent<T>& q, int64_t j, const T* G, int64_t begin, int64_t count) {
+  typedef RuleOf<Vec<T>, T> Rule;
   constexpr int lanes = Simd<T>::lanes;
-  Adam<T> rule(q);
-  rule.begin(j);
-  alignas(64) T x[lanes], v[lanes], s[lanes], g[lanes];
-  for (int64_t k = 0; k < n; k += lanes) {
-    at(x) = some(X + k, n - k), at(v) = some(V + k, n - k), at(s) = some(S + k, n - k), at(g) = some(G + k, n - k);
-    rule.update(at(g), x, v, s);
-    put(at(x), X + k, n - k), put(at(v), V + k, n - k), put(at(s), S + k, n - k);
+  Rule rule = {};
+  begin_run(rule, q);
+  begin_step(rule, q, j);
+  for (int64_t k = begin; k < begin + count; k += lanes) {
+    const int64_t left = begin + count - k;
+    Vec<T> x = some(q.X + k, left), state[Rule::states];
+#pragma GCC unroll 4
+    for (int s = 0; s < Rule::states; ++s) state[s] = some(q.state[s] + k, left);
+    rule.finish(Rule::accumulates ? state[0] : some(G + k, left), x, state);
+    put(x, q.X + k, left);
+#pragma GCC unroll 4
+    for (int s = Rule::accumulates; s < Rule::states; ++s) put(state[s], q.state[s] + k, left);
   }
 }
 
-template <typename T>
-constexpr SweepKernels<T> sweep_kernels() {
-  return {sweep_residual<T>, sweep_descend<T>, sweep_adam<T>};
+template <typename T, template <typename, typename> class RuleOf>
+T decay_of(const Descent<T>& q) {
+  typedef RuleOf<Vec<T>, T> Rule;
+  if constexpr (Rule::accumulates) {
+    Rule rule = {};
+    rule.begin(q.hyper, q.step + 1, 0);
+    return rule.decay();
+  }
+  return 0;
 }
 
 }  // namespace MCF_ISA

@@ -1,6 +1,6 @@
-"""`advance`, small tier: one program takes one problem through all of its iterations, X and the buffers on chip.
+"""`advance`, algorithm ``small``: one program takes one problem through all of its iterations, all of it on chip.
 
-    R = X M - Y;  total = ||R||^2;  stop, or  G = c R M^T  and the solver's update
+    R = X M - Y;  total = ||R||^2;  stop, or  G = c R M^T  and the rule's update
 
 A problem stops by itself at the first iterate with ``total <= threshold`` or not ``total <= bail``.
 """
@@ -11,61 +11,72 @@ from collections.abc import Callable
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from . import rules, search, tiles
-from .block import gradient_scale, load_block, product, rounded, store_block, sum_of_squares
-from .state import FRO, Chunk, Solver
-from .tiles import SmallTile
+from ..contract import StopCriteria, Trace
+from . import rules, search, target
+from .advance_tiles import SmallTile, small
+from .block import (
+    gradient_scale,
+    load_block,
+    load_state,
+    product,
+    rounded,
+    store_block,
+    store_state,
+    sum_of_squares,
+)  # fmt: skip
+from .state import Problems, RuleState
 
 
-@triton.jit(do_not_specialize=["elements", "columns"])
+@triton.jit(do_not_specialize=["columns"])
 def _advance_small_kernel(
-    X, B1, B2, COUNT, M, Y, LR, HYPER, LIMIT, THRESHOLD, BAIL, SUMS, TAKEN,
-    m, n, p, M_stride, Y_stride, elements, columns,
-    BM: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, TILE: tl.constexpr,
-    RULE: tl.constexpr, COUPLED: tl.constexpr, PRODUCT: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr,
+    rule_state, M, Y, stop, trace, sizes, columns, scale: tl.float64, tile,
+    RULE: tl.constexpr, COUPLED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program b: problem b.
 
-    X, B1, B2 ``[B, m, n]``: the state and the solver's buffers (heavy ball: V, unused); COUNT ``[B]``, Adam's.
-    M ``[B or 1, n, p]``, Y ``[B or 1, m, p]``, their strides from problem to problem (0: shared).
-    HYPER: momentum ``[B]``, or Adam's constants. SUMS ``[B, columns]``; the rest ``[B]``.
-    LAST: whether the iterate that a problem ends at is looked at; the single step leaves that out.
-    BM, BN, BP: m, n, p padded; TILE: columns of M and Y that are read at a time, BP to keep both on chip.
+    rule_state: `RuleArguments`. M ``[B or 1, n, p]``, or None for the identity, and Y ``[B or 1, m, p]``.
+    stop: limit, threshold and bail, each ``[B]``; None: one update of every problem.
+    trace: sums ``[B, columns]``, and the updates made ``[B]``.
+    sizes: m, n, p, and the rows of M and of Y from one problem to the next. tile: `SmallConstants`.
     """
-    b = tl.program_id(0).to(tl.int64)
-    limit = tl.load(LIMIT + b)
-    if limit < 0:
-        tl.store(TAKEN + b, 0)
-        return
-    X += b * m * n
-    B1 += b * m * n
-    M += b * M_stride
-    Y += b * Y_stride
-    SUMS += b * columns
-    threshold, bail = tl.load(THRESHOLD + b), tl.load(BAIL + b)
-    lr = tl.load(LR + b)
-    x = load_block(X, 0, 0, m, n, n, 1, BM, BN, False)
-    v = load_block(B1, 0, 0, m, n, n, 1, BM, BN, False)
-    T: tl.constexpr = X.dtype.element_ty
+    BM: tl.constexpr = tile.BM
+    BN: tl.constexpr = tile.BN
+    BP: tl.constexpr = tile.BP
+    TILE: tl.constexpr = tile.TILE
+    T: tl.constexpr = rule_state.X.dtype.element_ty
     OPERAND: tl.constexpr = Y.dtype.element_ty
-    if RULE == "heavy_ball":
-        momentum = tl.load(HYPER + b)
-    else:
-        B2 += b * m * n
-        second = load_block(B2, 0, 0, m, n, n, 1, BM, BN, False)
-        count = tl.load(COUNT + b)
-    if TILE == BP or not PRODUCT:
-        y_all = load_block(Y, 0, 0, m, p, p, 1, BM, BP, False).to(T)
-        if PRODUCT:
-            m_all = load_block(M, 0, 0, n, p, p, 1, BN, BP, False)
+    m, n, p, M_rows, Y_rows = sizes
+    SUMS, STEPS_DONE = trace
+    b = tl.program_id(0).to(tl.int64)
+    limit = tl.full((), 1, tl.int64)
+    threshold = tl.full((), 0.0, tl.float64)
+    bail = threshold
+    if stop is not None:
+        limit = tl.load(stop[0] + b)
+        threshold, bail = tl.load(stop[1] + b), tl.load(stop[2] + b)
+    if limit < 0:
+        tl.store(STEPS_DONE + b, tl.full((), 0, tl.int64))
+        return
+    Y += b * Y_rows * p
+    SUMS += b * columns
+    hyper = rules.load_hyper(RULE, rule_state.hyper, b, tl.num_programs(0))
+    made = tl.full((), 0, tl.int64)
+    if rule_state.step is not None:
+        made = tl.load(rule_state.step + b)
+    x = load_block(rule_state.X + b * m * n, (0, 0), (m, n), (n, 1), BM, BN)
+    state = load_state(rule_state.state, b * m * n, (0, 0), (m, n), BM, BN)
+    if TILE == BP or M is None:
+        y_all = load_block(Y, (0, 0), (m, p), (p, 1), BM, BP).to(T)
+    if M is not None:
+        M += b * M_rows * p
+        if TILE == BP:
+            m_all = load_block(M, (0, 0), (n, p), (p, 1), BN, BP)
 
-    scale = gradient_scale(elements, False, 0.0).to(T)
     j = tl.full((), 0, tl.int64)
     going = tl.full((), 1, tl.int32)
     while going != 0:
-        if not PRODUCT:
+        if M is None:
             gradient = x - y_all
             total = sum_of_squares(gradient)
         elif TILE == BP:
@@ -76,58 +87,51 @@ def _advance_small_kernel(
             gradient = tl.zeros((BM, BN), T)
             total = tl.full((), 0.0, tl.float64)
             for column in tl.range(0, p, TILE):
-                m_tile = load_block(M, 0, column, n, p, p, 1, BN, TILE, False)
-                y_tile = load_block(Y, 0, column, m, p, p, 1, BM, TILE, False).to(T)
+                m_tile = load_block(M, (0, column), (n, p), (p, 1), BN, TILE)
+                y_tile = load_block(Y, (0, column), (m, p), (p, 1), BM, TILE).to(T)
                 r = product(rounded(x, OPERAND), m_tile, -y_tile, PRECISION)
                 total += sum_of_squares(r)
                 gradient = product(rounded(r, OPERAND), tl.trans(m_tile), gradient, PRECISION)
         tl.store(SUMS + j, total)
-        going = ((j < limit) & (total > threshold) & (total <= bail)).to(tl.int32)
+        if stop is not None:
+            going = ((j < limit) & (total > threshold) & (total <= bail)).to(tl.int32)
         if going != 0:
-            gradient *= gradient_scale(elements, True, total).to(T) if COUPLED else scale
-            if RULE == "heavy_ball":
-                x, v = rules.heavy_ball(x, v, gradient, lr, momentum)
-            else:
-                count += 1
-                rate, eps = rules.adam_rates(lr, HYPER, count)
-                x, v, second = rules.adam(x, v, second, gradient, rate, eps, HYPER)
             j += 1
-            if not LAST:
-                going = (j < limit).to(tl.int32)
+            gradient *= gradient_scale(scale, total, COUPLED).to(T)
+            x, state = rules.update(RULE, x, state, gradient, hyper, made + j)
+            if stop is None:
+                going = tl.full((), 0, tl.int32)
 
-    tl.store(TAKEN + b, j)
-    store_block(X, x, 0, 0, m, n, n, 1, BM, BN, False)
-    store_block(B1, v, 0, 0, m, n, n, 1, BM, BN, False)
-    if RULE == "adam":
-        store_block(B2, second, 0, 0, m, n, n, 1, BM, BN, False)
-        tl.store(COUNT + b, count)
+    tl.store(STEPS_DONE + b, j)
+    store_block(rule_state.X + b * m * n, x, (0, 0), (m, n), (n, 1))
+    store_state(rule_state.state, state, b * m * n, (0, 0), (m, n))
 
 
-def launch_small(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, *, last: bool = True) -> None:
-    """``last``: whether the iterate that a problem ends at is looked at."""
-    batch, m, n = solver.X.shape
+def launch_small(state: RuleState, problems: Problems, stop: StopCriteria | None, trace: Trace) -> None:
+    """The updates of all problems, each up to its own stop; with ``stop=None`` one update each, and no last check."""
+    M, Y = problems.M, problems.Y
+    batch, m, n = state.X.shape
     p = Y.shape[2]
     shared = M is not None and M.shape[0] == 1, Y.shape[0] == 1
-    problem = batch, m, n, p, tiles.precision(Y.dtype), solver.rule, M is not None, shared, chunk.loss, last
+    key = batch, m, n, p, target.precision(Y.dtype), state.rule, M is not None, shared, problems.coupled
 
     def trial() -> Callable[[SmallTile], None]:
-        other, few = solver.copy(), Chunk.of(solver.X, search.UPDATES, chunk.loss)
-        return lambda tile: _launch(other, M, Y, few, tile, last=last)
+        copy, device = state.clone(), state.X.device
+        few, unread = StopCriteria.steps(batch, search.STEPS, device), Trace.empty(batch, search.STEPS, device)
+        return lambda tile: _launch(copy, problems, few, unread, tile)
 
-    frozen = tiles.small(m, n, p, heavy_ball=solver.rule == "heavy_ball")
-    tile = search.best(_advance_small_kernel, frozen, problem, trial)
-    _launch(solver, M, Y, chunk, tile, last=last)
+    tile = search.best(_advance_small_kernel, small(m, n, p, rules.RULES[state.rule].states), key, trial)
+    _launch(state, problems, stop, trace, tile)
 
 
-def _launch(solver: Solver, M: Tensor | None, Y: Tensor, chunk: Chunk, tile: SmallTile, *, last: bool) -> None:
-    batch, m, n = solver.X.shape
-    p = Y.shape[2]
+def _launch(state: RuleState, problems: Problems, stop: StopCriteria | None, trace: Trace, tile: SmallTile) -> None:
+    batch, m, n = state.X.shape
+    Y = problems.Y
     _advance_small_kernel[batch,](
-        solver.X, solver.first, solver.second, solver.count, Y if M is None else M, Y, solver.lr, solver.hyper,
-        chunk.limit, chunk.threshold, chunk.bail, chunk.sums, chunk.taken,
-        m, n, p, 0 if M is None or M.shape[0] == 1 else n * p, 0 if Y.shape[0] == 1 else m * p,
-        chunk.elements(m, p), chunk.columns,
-        BM=tile.BM, BN=tile.BN, BP=tile.BP, TILE=tile.TILE, RULE=solver.rule, COUPLED=chunk.loss == FRO,
-        PRODUCT=M is not None, LAST=last, PRECISION=tiles.dot_precision(tiles.precision(Y.dtype)),
+        state.arguments, problems.M, Y,
+        None if stop is None else (stop.limit, stop.threshold, stop.bail),
+        (trace.sums, trace.steps_done),
+        (m, n, Y.shape[2], *problems.rows_between()), trace.sums.shape[1], problems.scale, tile.constants,
+        RULE=state.rule, COUPLED=problems.coupled, PRECISION=target.dot_precision(target.precision(Y.dtype)),
         num_warps=tile.warps, num_stages=1, **tile.registers,
     )  # fmt: skip

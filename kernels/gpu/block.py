@@ -1,4 +1,7 @@
-"""What every kernel does to a block: load, store, multiply, round, and add squares. Device functions, inlined."""
+"""What every kernel does to a block: load, store, multiply, round, and add squares. Device functions, inlined.
+
+A place in a matrix, the matrix's size and its strides are tuples: ``(row, column)``, ``(rows, columns)``.
+"""
 
 from __future__ import annotations
 
@@ -8,53 +11,60 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-# Whether a kernel interprets is fixed when it is decorated: TRITON_INTERPRET=1 is set before the import, or not at all.
+# Whether a kernel is interpreted is fixed when it is decorated: TRITON_INTERPRET=1 must be set before the import.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def load_block(
-    P, row, column, rows, columns, row_stride, column_stride,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DESCRIPTOR: tl.constexpr,
-):  # fmt: skip
-    """``P[row : row + ROWS, column : column + COLUMNS]``, zeros beyond ``rows`` and ``columns``.
-
-    P is a pointer to element (0, 0), or a tensor descriptor of the same block shape.
-    """
-    if DESCRIPTOR:
-        block = P.load([row, column])
-    else:
-        i = tl.arange(0, ROWS)
-        j = tl.arange(0, COLUMNS)
-        # one 64-bit base, 32-bit offsets within the block: 64-bit offsets cost two registers an element
-        base = P + tl.cast(row, tl.int64) * row_stride + tl.cast(column, tl.int64) * column_stride
-        inside = (i[:, None] < rows - row) & (j[None, :] < columns - column)
-        block = tl.load(base + (i[:, None] * row_stride + j[None, :] * column_stride), mask=inside, other=0.0)
-    return block
+def _addresses(P, at, size, strides, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Pointers to a block of a matrix, and a mask of those that are inside it."""
+    row, column = at
+    rows, columns = size
+    row_stride, column_stride = strides
+    i = tl.arange(0, ROWS)
+    j = tl.arange(0, COLUMNS)
+    # one 64-bit base, 32-bit offsets within the block: 64-bit offsets cost two registers an element
+    base = P + tl.cast(row, tl.int64) * row_stride + tl.cast(column, tl.int64) * column_stride
+    inside = (i[:, None] < rows - row) & (j[None, :] < columns - column)
+    return base + (i[:, None] * row_stride + j[None, :] * column_stride), inside
 
 
 @triton.jit
-def store_block(
-    P, block, row, column, rows, columns, row_stride, column_stride,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DESCRIPTOR: tl.constexpr,
-):  # fmt: skip
-    """The counterpart of `load_block`; what lies beyond ``rows`` and ``columns`` is not written."""
-    if DESCRIPTOR:
-        P.store([row, column], block)
-    else:
-        i = tl.arange(0, ROWS)
-        j = tl.arange(0, COLUMNS)
-        base = P + tl.cast(row, tl.int64) * row_stride + tl.cast(column, tl.int64) * column_stride
-        inside = (i[:, None] < rows - row) & (j[None, :] < columns - column)
-        tl.store(base + (i[:, None] * row_stride + j[None, :] * column_stride), block, mask=inside)
+def load_block(P, at, size, strides, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """ROWS rows and COLUMNS columns from place `at` on, zeros outside the matrix. P points to its element (0, 0)."""
+    pointers, inside = _addresses(P, at, size, strides, ROWS, COLUMNS)
+    return tl.load(pointers, mask=inside, other=0.0)
 
 
 @triton.jit
-def identity_block(row, column, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DTYPE: tl.constexpr):
-    """That block of the identity matrix ``[rows, columns]``."""
-    i = row + tl.arange(0, ROWS)[:, None]
-    j = column + tl.arange(0, COLUMNS)[None, :]
-    return tl.where((i == j) & (i < rows) & (j < columns), 1.0, 0.0).to(DTYPE)
+def store_block(P, block, at, size, strides):
+    """The counterpart of `load_block`; nothing is written outside the matrix."""
+    pointers, inside = _addresses(P, at, size, strides, block.shape[0], block.shape[1])
+    tl.store(pointers, block, mask=inside)
+
+
+@triton.jit
+def load_state(state, offset, at, size, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A block of each state matrix; ``state``: their pointers, `offset`: to the problem's first element."""
+    blocks = ()
+    for k in tl.static_range(len(state)):
+        blocks = blocks + (load_block(state[k] + offset, at, size, (size[1], 1), ROWS, COLUMNS),)  # noqa: RUF005
+    return blocks
+
+
+@triton.jit
+def store_state(state, blocks, offset, at, size):
+    """The counterpart of `load_state`."""
+    for k in tl.static_range(len(state)):
+        store_block(state[k] + offset, blocks[k], at, size, (size[1], 1))
+
+
+@triton.jit
+def identity_block(at, size, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DTYPE: tl.constexpr):
+    """That block of the identity matrix of a size."""
+    i = at[0] + tl.arange(0, ROWS)[:, None]
+    j = at[1] + tl.arange(0, COLUMNS)[None, :]
+    return tl.where((i == j) & (i < size[0]) & (j < size[1]), 1.0, 0.0).to(DTYPE)
 
 
 @triton.jit
@@ -78,7 +88,7 @@ def rounded(block, DTYPE: tl.constexpr):
 
 @triton.jit
 def sum_of_squares(block):
-    """``sum(block^2)`` in float64; added in the block's own dtype first, where no square is lost to that.
+    """``sum(block^2)`` in float64; added in the block's own dtype first, where that loses no square.
 
     Over both axes at once: a sum of row sums does not compile for sm_100.
     """
@@ -91,7 +101,7 @@ def sum_of_squares(block):
 
 @triton.jit
 def column_part(block, index: tl.constexpr, PARTS: tl.constexpr):
-    """Columns ``[index, index + 1) / PARTS`` of a block, for PARTS 1, 2 or 4."""
+    """Columns ``[index, index + 1) / PARTS`` of a block; PARTS is a power of two."""
     if PARTS == 1:
         part = block
     else:
@@ -106,9 +116,12 @@ def column_part(block, index: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def gradient_scale(elements, FRO: tl.constexpr, total):
-    """The factor c in ``gradient = c R M^T``, in float64: 2 / elements, or ``1 / ||R||`` (0 at 0) under fro."""
-    return tl.where(total > 0, 1.0 / tl.sqrt(total), 0.0) if FRO else 2.0 / elements.to(tl.float64)
+def gradient_scale(scale, total, COUPLED: tl.constexpr):
+    """The factor of ``R M^T`` in the gradient, in float64: `scale`, divided by ``||R||`` (0 at 0) if COUPLED."""
+    factor = tl.full((), scale, tl.float64)
+    if COUPLED:
+        factor = tl.where(total > 0, factor / tl.sqrt(total), 0.0)
+    return factor
 
 
 _DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
@@ -120,11 +133,11 @@ def dtype_of(dtype: torch.dtype) -> tl.dtype:
 
 
 def descriptor(t: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """Of all rows of a contiguous tensor, for blocks of ``[rows, columns]``; beyond the last row are zeros."""
+    """A descriptor of all rows of a contiguous tensor, for blocks of ``[rows, columns]``; zeros past the last row."""
     flat = t.view(-1, t.shape[-1])
     return TensorDescriptor(flat, list(flat.shape), list(flat.stride()), [rows, columns])
 
 
 def can_describe(t: Tensor) -> bool:
-    """Whether the copy engine can read it: rows that lie together and begin at multiples of 16 bytes."""
+    """Whether the copy engine can read it: contiguous, with rows that begin at multiples of 16 bytes."""
     return t.is_contiguous() and t.data_ptr() % 16 == 0 and t.shape[-1] * t.element_size() % 16 == 0 and t.numel() > 0

@@ -1,4 +1,4 @@
-"""``||A - B||`` of two matrices in one read: a partial result per block, then one program a problem adds them up."""
+"""``||A - B||`` of two matrices in one read: a partial result for each block, then one program a problem adds them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ from .reduce import max_with_nan
 
 
 @triton.jit
-def _distance_kernel(
-    A, B, PARTIALS, m, n, A_batch, A_row, A_column, B_batch, B_row, B_column, across, blocks,
-    BM: tl.constexpr, BN: tl.constexpr, SPAN: tl.constexpr, ORD: tl.constexpr, T: tl.constexpr,
-):  # fmt: skip
+def _distance_kernel(A, B, PARTIALS, sizes, strides, tile, ORD: tl.constexpr, T: tl.constexpr):
     """Program ``b * blocks + i * across + j``: BM rows and SPAN columns of problem b.
 
-    A, B ``[batch, m, n]`` with their strides. PARTIALS ``[batch, blocks]`` float64: sum of squares in float64 ("fro"),
-    largest ("max") or sum ("1") of absolute entries; NaN where there is one.
+    A, B ``[batch, m, n]``. PARTIALS ``[batch, blocks]`` float64: sum of squares in float64 ("fro"), largest ("max") or
+    sum ("1") of absolute entries; NaN where there is one.
+    sizes: m and n. strides: those of A and of B. tile: `DistanceConstants`.
     """
+    BM: tl.constexpr = tile.BM
+    BN: tl.constexpr = tile.BN
+    SPAN: tl.constexpr = tile.SPAN
+    m, n = sizes
+    A_strides, B_strides = strides
+    across = tl.cdiv(n, SPAN)
+    blocks = tl.cdiv(m, BM) * across
     program = tl.program_id(0)
     b = (program // blocks).to(tl.int64)
     row = program % blocks // across * BM
     start = program % blocks % across * SPAN
-    A += b * A_batch
-    B += b * B_batch
+    A += b * A_strides[0]
+    B += b * B_strides[0]
     running = tl.zeros((BM, BN), T if ORD == "max" else tl.float64)
     for column in tl.range(start, tl.minimum(start + SPAN, n), BN):
-        a = load_block(A, row, column, m, n, A_row, A_column, BM, BN, False).to(T)
-        difference = a - load_block(B, row, column, m, n, B_row, B_column, BM, BN, False).to(T)
+        a = load_block(A, (row, column), (m, n), (A_strides[1], A_strides[2]), BM, BN).to(T)
+        difference = a - load_block(B, (row, column), (m, n), (B_strides[1], B_strides[2]), BM, BN).to(T)
         if ORD == "fro":
             double = difference.to(tl.float64)
             running += double * double

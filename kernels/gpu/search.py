@@ -1,8 +1,8 @@
-"""Block shapes by search, where MATCONV_FAST_AUTOTUNE=1 asks for it: from those of ``tiles.py``, step by step.
+"""Block shapes by search, if MATCONV_FAST_AUTOTUNE=1: from those of the tables to their neighbours, step by step.
 
-Trials run on buffers of their own. What is found is kept in Triton's cache directory (TRITON_CACHE_DIR), by GPU,
-version and source of the kernel, and problem: a search is made once, and the same shape, so the same bits, is given
-from then on.
+Trials run on tensors of their own. Triton's cache directory (TRITON_CACHE_DIR) keeps the result by GPU, version and
+source of the kernel, and problem. So a problem is searched for once, and gets the same shape, and the same bits, from
+then on.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ import triton
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.errors import TritonError
 
-from . import tiles
+from . import target
+from .advance_tiles import RowTile, SmallTile
+from .product_tiles import DistanceTile, ProductTile
 
-Tile = TypeVar("Tile", tiles.SmallTile, tiles.RowTile, tiles.ProductTile, tiles.DistanceTile)
+Tile = TypeVar("Tile", SmallTile, RowTile, ProductTile, DistanceTile)
 
-WORTH = 0.97  # a shape is taken for a faster one if it takes so much of the time: less lies within the noise
+WORTH = 0.97  # a faster shape takes at most this share of the time: smaller differences are noise
 FILE = "tile.json"
-UPDATES = 16  # of a trial of `advance`
+STEPS = 16  # of a trial of `advance`
 
 log = logging.getLogger("matconv_fast")
 
@@ -52,10 +54,10 @@ def best(
     *,
     allowed: Callable[[Tile], bool] = lambda _: True,
 ) -> Tile:
-    """`frozen`, or a faster block shape if a search is asked for.
+    """`frozen`, or a faster block shape if a search is requested.
 
-    ``problem``: shapes, dtypes and switches that the time depends on. ``trial()`` makes buffers, and returns what
-    launches `kernel` on them with a given shape.
+    ``problem``: shapes, dtypes and switches that the time depends on. ``trial()`` makes tensors for trials, and returns
+    a function that launches `kernel` on them with a given shape.
     """
     if not requested():
         return frozen
@@ -71,19 +73,19 @@ def best(
 @functools.cache
 def _cannot_search() -> None:
     warnings.warn(
-        "matconv_fast: MATCONV_FAST_AUTOTUNE=1 cannot search while a CUDA graph is captured: block shapes of tiles.py "
-        "run; make the same call once before the capture",
+        "matconv_fast: MATCONV_FAST_AUTOTUNE=1 cannot search while a CUDA graph is captured, and takes the block "
+        "shapes of the tables; make the same call once before the capture",
         RuntimeWarning, stacklevel=4,
     )  # fmt: skip
 
 
 def _stored(kernel: Any, key: tuple[Any, ...], search: Callable[[], Tile]) -> Tile:
-    """What the disk has for this problem on this GPU; else what `search` finds, which goes there."""
-    here = tiles.target()
-    interpreted = here.backend == "interpreter"
+    """The cached result for this problem on this GPU; else what `search` finds, which is written to the cache."""
+    gpu = target.current()
+    interpreted = gpu.backend == "interpreter"
     device = "" if interpreted else torch.cuda.get_device_name()
     source = "" if interpreted else kernel.cache_key
-    name = repr((triton.__version__, here, device, source, key))
+    name = repr((triton.__version__, gpu, device, source, key))
     cache = get_cache_manager(hashlib.sha256(name.encode()).hexdigest())
     path = cache.get_file(FILE)
     if path is not None:
@@ -98,7 +100,7 @@ def _search(
     trial: Callable[[], Callable[[Tile], object]],
     allowed: Callable[[Tile], bool],
 ) -> Tile:
-    """From the frozen shape to its fastest neighbour, and on from there while it gets faster."""
+    """From the frozen shape to its fastest neighbour, and on from there as long as that is faster."""
     name, frozen, problem = key
     run = trial()
     if torch.cuda.is_available():
@@ -118,7 +120,7 @@ def _search(
 
 
 def neighbours(tile: Tile) -> Iterator[Tile]:
-    """Shapes that differ in one place: a power of two halved or doubled, a stage more or less, a switch turned."""
+    """Shapes with one change: a power of two halved or doubled, a stage more or less, a switch flipped."""
     for name, bounds in tile.free.items():
         value = getattr(tile, name)
         if isinstance(value, bool):
@@ -135,7 +137,7 @@ def neighbours(tile: Tile) -> Iterator[Tile]:
 def milliseconds(run: Callable[[], object]) -> float:
     """Median time, with warm caches as in an iteration; infinity for what does not compile or fit."""
     try:
-        if tiles.target().backend == "interpreter":
+        if target.current().backend == "interpreter":
             start = time.perf_counter()
             run()
             return 1000 * (time.perf_counter() - start)

@@ -1,68 +1,67 @@
-"""What a launch of `advance` works on: the solver's tensors, and what is asked of one call."""
+"""What the launchers of `advance` pass on: the rule's tensors, and the problems."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-FRO = 2  # of LOSSES: mse, sse, fro
+
+class RuleArguments(NamedTuple):
+    """`RuleState` as kernels take it; ``step`` is None where no update was made before."""
+
+    X: Tensor
+    state: tuple[Tensor, ...]
+    hyper: Tensor
+    step: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
-class Solver:
-    """The tensors of a solver: X ``[B, m, n]``, its buffers, and its hyperparameters.
+class RuleState:
+    """X, and all that a rule updates it by.
 
-    ``hyper``: momentum ``[B]`` of the heavy ball, whose only buffer is ``first``; of Adam the constants of its rule.
+    Attributes:
+        rule: a name in ``rules.RULES``.
+        X: ``[B, m, n]``.
+        state: the rule's matrices, each ``[B, m, n]``.
+        hyper: ``[H, B]`` float64, a row for each hyperparameter.
+        step: ``[B]`` int64, updates made before; None for none.
     """
 
     rule: str
     X: Tensor
-    first: Tensor
-    second: Tensor
-    count: Tensor
-    lr: Tensor
+    state: tuple[Tensor, ...]
     hyper: Tensor
+    step: Tensor | None
 
-    def copy(self) -> Solver:
-        """One that may be run without a trace."""
-        state = {name: getattr(self, name).clone() for name in ("X", "first", "second", "count")}
-        return replace(self, **state)
+    def clone(self) -> RuleState:
+        """A copy for tuning trials, which may overwrite X and the state matrices."""
+        return replace(self, X=self.X.clone(), state=tuple(t.clone() for t in self.state))
 
-
-def unstopped(batch: int, updates: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """A limit of `updates`, a threshold that nothing meets and no bail, each ``[batch]``."""
-    threshold = torch.full((batch,), -1.0, dtype=torch.float64, device=device)
-    limit = torch.full((batch,), updates, dtype=torch.int64, device=device)
-    return limit, threshold, torch.full_like(threshold, math.inf)
+    @property
+    def arguments(self) -> RuleArguments:
+        """For a kernel."""
+        return RuleArguments(self.X, self.state, self.hyper, self.step)
 
 
 @dataclass(frozen=True, eq=False)
-class Chunk:
-    """What is asked of one call of `advance`, and where its results go."""
+class Problems:
+    """A batch of equations ``X M = Y`` and its loss.
 
-    limit: Tensor
-    threshold: Tensor
-    bail: Tensor
-    sums: Tensor
-    taken: Tensor
-    R: Tensor | None
-    loss: int
+    Attributes:
+        M: ``[1 or B, n, p]``, None for the identity.
+        Y: ``[1 or B, m, p]``.
+        scale: c of the gradient ``c R M^T``.
+        coupled: the gradient is divided by ``||R||``, which couples the rows of X (``fro``).
+    """
 
-    @property
-    def columns(self) -> int:
-        """Iterates that ``sums`` has room for."""
-        return self.sums.shape[1]
+    M: Tensor | None
+    Y: Tensor
+    scale: float
+    coupled: bool
 
-    def elements(self, m: int, p: int) -> int:
-        """What the sum of squares is divided by."""
-        return m * p if self.loss == 0 else 1
-
-    @classmethod
-    def of(cls, X: Tensor, updates: int, loss: int) -> Chunk:
-        """`updates` of each problem, whatever its iterates are: nothing stops it."""
-        limit, threshold, bail = unstopped(X.shape[0], updates, X.device)
-        sums = X.new_empty((X.shape[0], updates + 1), dtype=torch.float64)
-        return cls(limit, threshold, bail, sums, torch.empty_like(limit), None, loss)
+    def rows_between(self) -> tuple[int, int]:
+        """Rows of M and of Y from one problem to the next, 0 where all problems share one."""
+        M, Y = self.M, self.Y
+        return 0 if M is None or M.shape[0] == 1 else M.shape[1], 0 if Y.shape[0] == 1 else Y.shape[1]

@@ -1,134 +1,160 @@
-"""The update, block by block: ``G = c R M^T`` and what the solver does with it, in one pass over X and its buffers.
+"""The step, block by block: ``G = c R M^T`` and the rule's update, in one pass over X and the state matrices.
 
-The product is made here, or by cuBLAS before (`PRODUCT` false: then R is ``R M^T`` already, or M is the identity).
+The product is made here, or by cuBLAS before. Without M, R is ``R M^T`` already, or M is the identity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import rules, search, tiles
-from .block import can_describe, column_part, descriptor, gradient_scale, load_block, product, rounded, store_block
+from . import product_tiles, rules, search
+from .block import (
+    can_describe,
+    column_part,
+    descriptor,
+    gradient_scale,
+    load_block,
+    load_state,
+    product,
+    rounded,
+    store_block,
+    store_state,
+)  # fmt: skip
+from .product_tiles import ProductTile
 from .residual import block_of
-from .state import Solver
-from .tiles import ProductTile
+from .state import RuleState
 
 
 @triton.jit
-def _update_block(
-    gradient, X, B1, B2, COPY, row, column, m, n, lr, momentum, rate, eps, CONSTANTS,
-    BM: tl.constexpr, BN: tl.constexpr, RULE: tl.constexpr, COPIES: tl.constexpr,
-):  # fmt: skip
-    x = load_block(X, row, column, m, n, n, 1, BM, BN, False)
-    v = load_block(B1, row, column, m, n, n, 1, BM, BN, False)
-    if RULE == "heavy_ball":
-        x, v = rules.heavy_ball(x, v, gradient, lr, momentum)
-    else:
-        second = load_block(B2, row, column, m, n, n, 1, BM, BN, False)
-        x, v, second = rules.adam(x, v, second, gradient, rate, eps, CONSTANTS)
-        store_block(B2, second, row, column, m, n, n, 1, BM, BN, False)
-    store_block(B1, v, row, column, m, n, n, 1, BM, BN, False)
-    store_block(X, x, row, column, m, n, n, 1, BM, BN, False)
-    if COPIES:
-        store_block(COPY, rounded(x, COPY.dtype.element_ty), row, column, m, n, n, 1, BM, BN, False)
+def _update_block(RULE: tl.constexpr, gradient, rule_state, COPY, at, sizes, hyper, number):
+    """Update that block of X, of the state matrices and of COPY. sizes: rows, columns, the problem's first element."""
+    ROWS: tl.constexpr = gradient.shape[0]
+    COLUMNS: tl.constexpr = gradient.shape[1]
+    m, n, start = sizes
+    x = load_block(rule_state.X + start, at, (m, n), (n, 1), ROWS, COLUMNS)
+    state = load_state(rule_state.state, start, at, (m, n), ROWS, COLUMNS)
+    x, state = rules.update(RULE, x, state, gradient, hyper, number)
+    store_state(rule_state.state, state, start, at, (m, n))
+    store_block(rule_state.X + start, x, at, (m, n), (n, 1))
+    if COPY is not None:
+        store_block(COPY + start, rounded(x, COPY.dtype.element_ty), at, (m, n), (n, 1))
 
 
-@triton.jit(do_not_specialize=["elements", "programs", "total_stride"])
+@triton.jit(do_not_specialize=["j", "columns"])
 def _step_kernel(
-    R, M, X, B1, B2, COUNT, COPY, LR, HYPER, ACTIVE, TOTAL, total_stride,
-    m, n, p, M_rows, batch, elements, programs,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
-    RULE: tl.constexpr, FRO: tl.constexpr, PRODUCT: tl.constexpr, COPIES: tl.constexpr,
-    DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
+    R, M, rule_state, COPY, ACTIVE, SUMS, j, columns, scale: tl.float64, sizes, tile,
+    RULE: tl.constexpr, DESCRIPTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Programs share the tiles of all problems with ``ACTIVE[b] != 0``.
+    """Programs share the tiles of all problems with ``ACTIVE[b] != 0``; of all problems if ACTIVE is None.
 
-    R ``[batch, m, p]`` (``PRODUCT`` false: ``R M^T``, ``[batch, m, n]``), M ``[batch or 1, n, p]``.
-    X, B1, B2 ``[batch, m, n]``, updated; COPY, likewise, gets X in its own dtype with COPIES.
-    LR ``[batch]``, and COUNT, Adam's, this update included; HYPER: momentum ``[batch]``, or Adam's constants.
-    TOTAL: ``||R||^2`` of problem b at ``b * total_stride``, which fro divides by.
+    R ``[batch, m, p]`` and M ``[batch or 1, n, p]``, as pointers or as descriptors of blocks ``[BM, BK]`` and
+    ``[BN, BK]``; without M, R is ``R M^T``, ``[batch, m, n]``.
+    rule_state: `RuleArguments`, updated. COPY ``[batch, m, n]``, unless it is None, gets X in its own dtype.
+    SUMS ``[batch, columns]``: ``||R||^2`` of iterate j, whose root divides the gradient; None: nothing does.
+    sizes: batch, m, n, p, and the rows of M from one problem to the next. tile: `ProductConstants`.
     """
-    T: tl.constexpr = X.dtype.element_ty
+    BM: tl.constexpr = tile.BM
+    BN: tl.constexpr = tile.BN
+    BK: tl.constexpr = tile.BK
+    WIDTH: tl.constexpr = tile.BN // tile.PARTS
+    T: tl.constexpr = rule_state.X.dtype.element_ty
+    batch, m, n, p, M_rows = sizes
     down = tl.cdiv(m, BM)
     across = tl.cdiv(n, BN)
     tiles = down * across
-    for index in tl.range(tl.program_id(0), tiles * batch, programs):
+    for index in tl.range(tl.program_id(0), tiles * batch, tl.num_programs(0)):
         b = index // tiles
-        if tl.load(ACTIVE + b) != 0:
-            row_block, column_block = block_of(index % tiles, across, down, GROUP)
+        wanted = True
+        if ACTIVE is not None:
+            wanted = tl.load(ACTIVE + b) != 0
+        if wanted:
+            row_block, column_block = block_of(index % tiles, across, down, tile.GROUP)
             row, column = row_block * BM, column_block * BN
             start = b.to(tl.int64) * m * n
-            if PRODUCT:
+            if M is not None:
                 acc = tl.zeros((BM, BN), T)
                 for k in tl.range(0, p, BK):
                     if DESCRIPTOR:
                         r_block = R.load([b * m + row, k])
                         m_block = M.load([b * M_rows + column, k])
                     else:
-                        r_block = load_block(R + b.to(tl.int64) * m * p, row, k, m, p, p, 1, BM, BK, False)
-                        m_block = load_block(M + b.to(tl.int64) * M_rows * p, column, k, n, p, p, 1, BN, BK, False)
+                        r_block = load_block(R + b.to(tl.int64) * m * p, (row, k), (m, p), (p, 1), BM, BK)
+                        M_b = M + b.to(tl.int64) * M_rows * p
+                        m_block = load_block(M_b, (column, k), (n, p), (p, 1), BN, BK)
                     acc = product(r_block, tl.trans(m_block), acc, PRECISION)
             else:
-                acc = load_block(R + start, row, column, m, n, n, 1, BM, BN, False).to(T)
-            total = tl.load(TOTAL + b.to(tl.int64) * total_stride)
-            acc *= gradient_scale(elements, FRO, total).to(T)
-            lr = tl.load(LR + b)
-            if RULE == "heavy_ball":
-                momentum = tl.load(HYPER + b)
-                rate, eps = momentum, momentum  # not used
-            else:
-                momentum = lr
-                rate, eps = rules.adam_rates(lr, HYPER, tl.load(COUNT + b))
-            X_b, B1_b, B2_b, COPY_b = X + start, B1 + start, B2 + start, COPY + start
-            WIDTH: tl.constexpr = BN // PARTS
-            for part in tl.static_range(PARTS):  # the whole block at once does not fit beside the accumulator
-                _update_block(
-                    column_part(acc, part, PARTS), X_b, B1_b, B2_b, COPY_b, row, column + part * WIDTH, m, n,
-                    lr, momentum, rate, eps, HYPER, BM, WIDTH, RULE, COPIES,
-                )  # fmt: skip
+                acc = load_block(R + start, (row, column), (m, n), (n, 1), BM, BN).to(T)
+            total = 0.0
+            if SUMS is not None:
+                total = tl.load(SUMS + b.to(tl.int64) * columns + j)
+            acc *= gradient_scale(scale, total, SUMS is not None).to(T)
+            hyper = rules.load_hyper(RULE, rule_state.hyper, b, batch)
+            number = tl.full((), 1, tl.int64) + j
+            if rule_state.step is not None:
+                number += tl.load(rule_state.step + b)
+            for part in tl.static_range(tile.PARTS):  # the whole block at once does not fit beside the accumulator
+                gradient = column_part(acc, part, tile.PARTS)
+                at = (row, column + part * WIDTH)
+                _update_block(RULE, gradient, rule_state, COPY, at, (m, n, start), hyper, number)
+
+
+class Iterate(NamedTuple):
+    """Which iterate a step starts from, and for which problems.
+
+    Attributes:
+        j: its index in the chunk.
+        active: ``[B]`` int32, the problems with a number other than 0; None for all.
+        sums: ``[B, K + 1]``, whose column j has the ``||R||^2`` that a coupled loss divides by; None: nothing does.
+    """
+
+    j: int
+    active: Tensor | None
+    sums: Tensor | None
 
 
 def launch_step(
-    R: Tensor, M: Tensor | None, solver: Solver, copy: Tensor | None, active: Tensor, total: Tensor, elements: int,
-    tile: ProductTile, *, fro: bool,
+    R: Tensor, M: Tensor | None, state: RuleState, copy: Tensor | None, iterate: Iterate, scale: float,
+    tile: ProductTile,
 ) -> None:  # fmt: skip
-    """The solver's update with ``R M^T``, or with R itself where M is None, of the problems that are ``active [B]``.
+    """The rule's update with ``scale R M^T``, or with ``scale R`` where M is None.
 
-    ``total [B]``: their ``||R||^2``. ``copy``: X in the dtype that it is multiplied in, kept up to date.
+    ``copy``: X in the dtype in which it is multiplied, kept up to date.
     """
-    batch, m, n = solver.X.shape
+    batch, m, n = state.X.shape
     p = R.shape[2]
-    source, factor = R, R if M is None else M
+    source, factor = R, M
     described = tile.descriptor and M is not None and can_describe(R) and can_describe(M)
     if described:
-        source, factor = descriptor(R, tile.BM, tile.BK), descriptor(factor, tile.BN, tile.BK)
-    programs = tile.programs(batch, m, n)
-    _step_kernel[programs,](
-        source, factor, solver.X, solver.first, solver.second, solver.count, solver.X if copy is None else copy,
-        solver.lr, solver.hyper, active, total, total.stride(0),
-        m, n, p, 0 if M is None or M.shape[0] == 1 else n, batch, elements, programs,
-        BM=tile.BM, BN=tile.BN, BK=tile.BK, PARTS=tile.parts, GROUP=tile.group, RULE=solver.rule, FRO=fro,
-        PRODUCT=M is not None, COPIES=copy is not None, DESCRIPTOR=described,
-        PRECISION=tile.dot_precision, num_warps=tile.warps, num_stages=tile.stages, **tile.registers,
+        source, factor = descriptor(R, tile.BM, tile.BK), descriptor(M, tile.BN, tile.BK)
+    j, active, sums = iterate
+    _step_kernel[tile.programs(batch, m, n),](
+        source, factor, state.arguments, copy, active, sums, j, 0 if sums is None else sums.shape[1], scale,
+        (batch, m, n, p, 0 if M is None or M.shape[0] == 1 else n), tile.constants,
+        RULE=state.rule, DESCRIPTOR=described, PRECISION=tile.dot_precision,
+        num_warps=tile.warps, num_stages=tile.stages, **tile.registers,
     )  # fmt: skip
 
 
-def step_tile(R: Tensor, M: Tensor | None, solver: Solver, copy: Tensor | None, *, fro: bool) -> ProductTile:
+def step_tile(R: Tensor, M: Tensor | None, state: RuleState, copy: Tensor | None, *, coupled: bool) -> ProductTile:
     """The block shape for `launch_step` with these."""
-    batch, m, n = solver.X.shape
+    batch, m, n = state.X.shape
     p = R.shape[2]
-    frozen = tiles.elementwise(n) if M is None else tiles.step(batch, m, n, p, M.dtype, solver.rule)
-    problem = batch, m, n, p, R.dtype, solver.rule, None if M is None else M.shape[0], copy is not None, fro
+    if M is None:
+        frozen = product_tiles.elementwise(n)
+    else:
+        frozen = product_tiles.step(batch, m, n, p, M.dtype, rules.RULES[state.rule].states)
+    key = batch, m, n, p, R.dtype, state.rule, None if M is None else M.shape[0], copy is not None, coupled
 
     def trial() -> Callable[[ProductTile], None]:
-        other, other_copy = solver.copy(), None if copy is None else copy.clone()
-        active = torch.ones(batch, dtype=torch.int32, device=R.device)
-        total = R.new_ones(batch, dtype=torch.float64)
-        return lambda tile: launch_step(R, M, other, other_copy, active, total, 1, tile, fro=fro)
+        other, other_copy = state.clone(), None if copy is None else copy.clone()
+        sums = R.new_ones((batch, 1), dtype=torch.float64) if coupled else None
+        iterate = Iterate(0, torch.ones(batch, dtype=torch.int32, device=R.device), sums)
+        return lambda tile: launch_step(R, M, other, other_copy, iterate, 1.0, tile)
 
-    return search.best(_step_kernel, frozen, problem, trial)
+    return search.best(_step_kernel, frozen, key, trial)

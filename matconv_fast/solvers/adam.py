@@ -76,10 +76,9 @@ class Adam(GradientRule):
         lr, b1, b2, eps = hyper
         return self._with(lr=lr, betas=(b1, b2), eps=eps)
 
-    def hyperparameters(self, problem: Problem) -> tuple[Tensor, ...]:
-        """``(lr, b1, b2, eps)``, each ``[B]``."""
-        lr = problem.per_problem("lr", self.lr)
-        return lr, *(torch.full_like(lr, value, dtype=torch.float64) for value in (*self.betas, self.eps))
+    def hyperparameters(self, problem: Problem) -> tuple[float | Tensor, ...]:
+        """``(lr, b1, b2, eps)``, numbers, or ``[B]`` for an lr per problem."""
+        return problem.per_problem("lr", self.lr), *self.betas, self.eps
 
 
 register_rule("adam", lambda hyper: Adam().bind(hyper[:, :, None, None]).update)

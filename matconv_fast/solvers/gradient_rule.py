@@ -43,8 +43,8 @@ class GradientRule(Solver):
         """The name under which kernels know the rule; None for plain PyTorch."""
         return None
 
-    def hyperparameters(self, problem: Problem) -> tuple[Tensor, ...]:
-        """Of a rule that kernels know, in the order in which they take them: each ``[B]``, estimates resolved."""
+    def hyperparameters(self, problem: Problem) -> tuple[float | Tensor, ...]:
+        """Of a rule that kernels know, in the order in which they take them: numbers or ``[B]``, estimates resolved."""
         raise NotImplementedError(f"{type(self).__name__} names a kernel rule, so it must define hyperparameters()")
 
     def bind(self: _Rule, hyper: Tensor) -> _Rule:
@@ -85,7 +85,10 @@ class GradientRule(Solver):
         """See `Solver`: the backend's kernels where they know the rule, otherwise plain PyTorch."""
         if self.kernel_rule is None:
             return Plan()
-        hyper = torch.stack([value.double() for value in self.hyperparameters(problem)])
+        values = self.hyperparameters(problem)
+        hyper = torch.empty((len(values), problem.size), dtype=torch.float64, device=problem.device)
+        for row, value in zip(hyper, values, strict=True):
+            row.copy_(value) if isinstance(value, Tensor) else row.fill_(value)
         return plan_rule(self.kernel_rule, hyper, problem.shape, problem.device)
 
     def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:

@@ -79,8 +79,8 @@ class HeavyBall(GradientRule):
         lr, momentum = hyper
         return self._with(lr=lr, momentum=momentum)
 
-    def hyperparameters(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        """``(lr, momentum)``, each ``[B]``: as given, estimated or optimal."""
+    def hyperparameters(self, problem: Problem) -> tuple[float | Tensor, float | Tensor]:
+        """``(lr, momentum)``, numbers or ``[B]``: as given, estimated or optimal."""
         if (self.lr is None or isinstance(self.momentum, str)) and problem.loss == "fro":
             raise ValueError(
                 "lr=None and momentum='auto' need loss='mse' or 'sse': the gradient of 'fro' keeps its length as the "
@@ -92,20 +92,24 @@ class HeavyBall(GradientRule):
         if self.lr is not None:
             return problem.per_problem("lr", self.lr), momentum
         curvature = problem.scale * spectrum.largest(problem)
-        return _within_range(torch.where(curvature > 0, (1 + momentum.double()) / curvature, 1.0), problem), momentum
+        lr = torch.where(curvature > 0, (1 + torch.as_tensor(momentum, dtype=torch.float64)) / curvature, 1.0)
+        return _within_range(lr, problem), momentum
 
     def _optimal(self, problem: Problem) -> tuple[Tensor, Tensor]:
         low, high = (problem.scale * value for value in spectrum.extremes(problem))
         if self.lr is None:
             lr = torch.where(high > 0, 4 / (high.sqrt() + low.sqrt()) ** 2, 1.0)
         else:
-            lr = problem.per_problem("lr", self.lr).double()
+            lr = torch.as_tensor(problem.per_problem("lr", self.lr), dtype=torch.float64, device=problem.device)
         momentum = (1 - (lr * low).sqrt().clamp(max=1)) ** 2
         return _within_range(lr, problem), momentum.to(problem.dtype)
 
     def explain(self, problem: Problem, ending: Ending) -> str:
         """See `Solver`: hyperparameters that are not finite, or an lr outside its stable range."""
-        lr, momentum = (float(t[ending.index]) for t in self.hyperparameters(problem))
+        lr, momentum = (
+            float(value[ending.index] if isinstance(value, Tensor) else value)
+            for value in self.hyperparameters(problem)
+        )
         if ending.status == NONFINITE and not (_is_finite(lr) and _is_finite(momentum)):
             return f"lr is {lr} and momentum {momentum}: both must be finite"
         return self._unstable(problem, ending.index, lr, momentum)

@@ -149,10 +149,9 @@ class Solver(abc.ABC):
 
     def bound(self: _Solver, problem: Problem, plan: Plan) -> _Solver:
         """A copy whose tensor hyperparameters are ``[B, 1, 1]``; itself if it has none."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        if not tensors:
-            return self
-        return self._with(**{name: problem.per_problem(name, t)[:, None, None] for name, t in tensors.items()})
+        given = {name: problem.per_problem(name, t) for name, t in vars(self).items() if isinstance(t, Tensor)}
+        rows = {name: t[:, None, None] for name, t in given.items() if isinstance(t, Tensor)}
+        return self._with(**rows) if rows else self
 
     def _with(self: _Solver, **values: Any) -> _Solver:
         """A copy with other hyperparameters, unchecked."""
