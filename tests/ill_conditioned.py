@@ -11,6 +11,7 @@ from torch import Tensor
 import matconv_fast as mcf
 
 EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}
+RTOL = {torch.float32: 1e-5, torch.float64: 1e-10}  # what solve() takes
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -96,9 +97,7 @@ def refuted(solution: mcf.Solution, M: Tensor, Y: Tensor, rtol: float | None = N
     status = mcf.Status(int(solution.status))
     R = solution.X.double() @ M.double() - Y.double()
     r = float(torch.linalg.matrix_norm(R))
-    tolerance = ({torch.float32: 1e-5, torch.float64: 1e-10}[M.dtype] if rtol is None else rtol) * float(
-        Y.double().norm()
-    )
+    tolerance = (RTOL[M.dtype] if rtol is None else rtol) * float(Y.double().norm())
     if status is mcf.Status.CONVERGED and r > tolerance * (1 + 1e-6):
         return f"CONVERGED at {r:.3g}, above {tolerance:.3g}"
     if status is mcf.Status.LEAST_SQUARES:

@@ -270,9 +270,8 @@ def test_an_empty_batch_has_an_empty_solution(backend, solver, batch):
 def test_left_is_the_transposed_equation(backend, solver):
     M, Y, X0 = equation(solver, 2)
     right = mcf.solve(M, Y, X0, solver=solver, loss=LOSS, atol=0, rtol=0, max_iters=STEPS)
-    left = mcf.solve(
-        M.mT, None if Y is None else Y.mT, X0.mT, solver=solver, loss=LOSS, atol=0, rtol=0, max_iters=STEPS, left=True
-    )
+    M, Y, X0 = (None if t is None else t.mT for t in (M, Y, X0))
+    left = mcf.solve(M, Y, X0, solver=solver, loss=LOSS, atol=0, rtol=0, max_iters=STEPS, left=True)
     assert torch.equal(left.X.mT, right.X)
 
 

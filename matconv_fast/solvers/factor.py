@@ -104,10 +104,8 @@ def factor_problem(problem: Problem, kind: str | None, precision: str | None, gi
     kind = kind or chosen_kind(problem)
     make = {"cholesky": _cholesky, "lu": _lu, "gram": _gram, "qr": _qr if problem.n <= problem.p else _qr_wide}[kind]
     full_rank, apply = make(M, dtype)
-    shape = problem.n, problem.p
-    return Factor(
-        problem.M if given is None else given, kind, dtype, problem.left, full_rank, problem.sources[0], shape, apply
-    )
+    given, shape = problem.M if given is None else given, (problem.n, problem.p)
+    return Factor(given, kind, dtype, problem.left, full_rank, problem.sources[0], shape, apply)
 
 
 def check_kind(problem: Problem, kind: str | None) -> None:

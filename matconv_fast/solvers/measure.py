@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .. import _reference
 from ..problem import Problem
 
 # ||R M^T|| below this many eps of ||M|| ||R|| is rounding: no X has a smaller residual, as far as can be told.
@@ -69,7 +69,8 @@ class Measure:
         assert self.problem.M is not None
         return [(slice(None), self.problem.M.double())]
 
-    def _blocks(self):  # noqa: ANN202 - an iterator of (columns, float64 M of these columns)
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Columns, and M in float64 there."""
         M = self.problem.M
         assert M is not None
         if M.dtype == torch.float64 or M.numel() <= MOST_WIDENED:

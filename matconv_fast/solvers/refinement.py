@@ -22,7 +22,7 @@ from .solver import Ending, Iterate, Solver
 
 # Iterations a chunk. On a CPU a chunk ends as soon as its problems have; elsewhere the rest of it is computed in vain.
 CHUNK, LAGGING_CHUNK = 8, 2
-# Of ||R P M|| over ||R||, the part that a correction can still remove: the residual is its minimum up to half its square.
+# Of ||R P M|| over ||R||, the part that a correction can still remove: ||R|| is its minimum up to half its square.
 HALTED_SHARE = 1e-3
 
 
@@ -55,8 +55,8 @@ class Refinement(Solver):
     ``factor=None`` such problems are tried again with a QR factor in float64.
 
     Args:
-        factor: ``"cholesky"``, ``"lu"``, ``"gram"`` or ``"qr"``, see `factorize`; or a `Factor` of M or of a matrix near
-            it. None chooses by the shape and symmetry of M.
+        factor: ``"cholesky"``, ``"lu"``, ``"gram"`` or ``"qr"``, see `factorize`; or a `Factor` of M or of a matrix
+            near it. None chooses by the shape and symmetry of M.
         precision: ``"float32"`` or ``"float64"`` to factor in; None is the dtype of X.
 
     Raises:

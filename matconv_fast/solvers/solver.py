@@ -127,8 +127,8 @@ class Solver(abc.ABC):
     def verdict(self, problem: Problem, plan: Plan, iterate: Iterate) -> Tensor:
         """How the solver ends problems that the residual alone does not end; called after each chunk.
 
-        Only solvers whose plan sets ``verdicts`` need it. So that the outcome does not depend on the size of the chunks,
-        `advance` must stop a problem at the iterate where the verdict falls, and keep the verdict in the state.
+        Only solvers whose plan sets ``verdicts`` need it. So that the outcome does not depend on the size of the
+        chunks, `advance` must stop a problem at the iterate where the verdict falls, and keep it in the state.
 
         Returns:
             Status codes ``[B]`` int64, RUNNING where the solver goes on. CONVERGED is the loop's to give.
