@@ -33,6 +33,8 @@ def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint) -
     first = loop.run(problem, solver, options, start)
     end, history = first.end, first.history
     method = f"{type(solver).__name__}: {first.plan.algorithm} ({first.plan.backend})"
+    if reason := solver.reason(problem):
+        method += f"; {reason}"
     for other in solver.fallbacks(problem):
         rest = _unanswered(problem, end)
         if not len(rest):

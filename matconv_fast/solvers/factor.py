@@ -131,7 +131,7 @@ def chosen_kind(problem: Problem) -> str:
     return "cholesky" if bool(positive.all()) and bool(is_symmetric(M).all()) else "lu"
 
 
-def _power_of_2(length: Tensor) -> Tensor:
+def power_of_2(length: Tensor) -> Tensor:
     """``1 / length`` to the nearest power of 2, by which a product does not round; 1 where it is 0 or not finite."""
     most = 120 if length.dtype == torch.float32 else 1_000
     exponent = torch.frexp(length)[1].clamp(-most, most)
@@ -161,7 +161,7 @@ def _exact(apply: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor
 
 
 def _cholesky(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
-    D = _power_of_2(M.diagonal(dim1=-2, dim2=-1).abs().sqrt())[..., None].to(dtype)
+    D = power_of_2(M.diagonal(dim1=-2, dim2=-1).abs().sqrt())[..., None].to(dtype)
     A = D * M.to(dtype) * D.mT
     L, info = torch.linalg.cholesky_ex(A)
     positive = info == 0
@@ -178,7 +178,7 @@ def _cholesky(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tupl
 
 
 def _lu(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
-    D = _power_of_2(M.abs().amax(-1, keepdim=True) if M.numel() else M[..., :1]).to(dtype)
+    D = power_of_2(M.abs().amax(-1, keepdim=True) if M.numel() else M[..., :1]).to(dtype)
     LU, pivots, info = torch.linalg.lu_factor_ex(M.to(dtype).mT * D.mT)
     solve = _shared(lambda R: torch.linalg.lu_solve(LU, pivots, R.mT).mT * D.mT, len(M))
     return (info == 0) & LU.isfinite().all(-1).all(-1), _exact(solve)
@@ -193,7 +193,7 @@ def _has_rank(diagonal: Tensor, least: float) -> Tensor:
 
 
 def _gram(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
-    D = _power_of_2(torch.linalg.vector_norm(M, dim=-1, keepdim=True))
+    D = power_of_2(torch.linalg.vector_norm(M, dim=-1, keepdim=True))
     A, E = (M if _are_one(D) else D * M).to(dtype), D.to(dtype)
     L, info = torch.linalg.cholesky_ex(A @ A.mT)
     # The normal equations square the condition number.
@@ -213,7 +213,7 @@ def _are_one(D: Tensor) -> bool:
 
 
 def _qr(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
-    D = _power_of_2(torch.linalg.vector_norm(M, dim=-1, keepdim=True)).to(dtype)
+    D = power_of_2(torch.linalg.vector_norm(M, dim=-1, keepdim=True)).to(dtype)
     Q, U = torch.linalg.qr(M.to(dtype).mT * D.mT)
     full_rank = _has_rank(U.diagonal(dim1=-2, dim2=-1), 8 * max(M.shape[-2:]) * torch.finfo(dtype).eps)
     square = M.shape[-2] == M.shape[-1]
@@ -230,7 +230,7 @@ def _qr(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tens
 
 
 def _qr_wide(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
-    E = _power_of_2(torch.linalg.vector_norm(M, dim=-2, keepdim=True)).to(dtype)
+    E = power_of_2(torch.linalg.vector_norm(M, dim=-2, keepdim=True)).to(dtype)
     Q, U = torch.linalg.qr(M.to(dtype) * E)
     full_rank = _has_rank(U.diagonal(dim1=-2, dim2=-1), 8 * max(M.shape[-2:]) * torch.finfo(dtype).eps)
     return full_rank, _exact(lambda R: torch.linalg.solve_triangular(U, R * E, upper=True, left=False) @ Q.mT)

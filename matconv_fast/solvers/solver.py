@@ -139,6 +139,10 @@ class Solver(abc.ABC):
         """Solvers for the problems that this one leaves without an answer, in the order in which to try them."""
         return ()
 
+    def reason(self, problem: Problem) -> str:
+        """Why the plan is what it is, for ``Solution.method``; empty for solvers that have no choice."""
+        return ""
+
     def explain(self, problem: Problem, ending: Ending) -> str:
         """Why a problem did not converge, if the hyperparameters are the reason; otherwise an empty string."""
         return ""
