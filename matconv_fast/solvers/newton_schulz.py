@@ -76,11 +76,12 @@ class NewtonSchulz(Solver):
     carries_state: ClassVar[bool] = False
 
     def init(self, problem: Problem, X: Tensor) -> tuple[Tensor, ...]:
-        """``(verdict [B], how it was started [B], iterations since then [B])``."""
+        """``(verdict, how it was started, iterations since then, ||R|| of the iterate before)``, each ``[B]``."""
         if problem.M is None or not problem.identity:
             raise ValueError("NewtonSchulz finds inverses: call inv(M), or solve(M) without Y")
         verdict = torch.full((problem.size,), RUNNING, dtype=torch.int64, device=problem.device)
-        return verdict, torch.zeros_like(verdict), torch.zeros_like(verdict)
+        none = torch.zeros_like(verdict)
+        return verdict, none, none.clone(), torch.zeros_like(verdict, dtype=torch.float64)
 
     def plan(self, problem: Problem) -> Plan:
         """See `Solver`."""
@@ -90,7 +91,7 @@ class NewtonSchulz(Solver):
     def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
         """See `Solver`."""
         work, X = plan.work, iterate.X
-        R = work.measure.residual(X) if work.R is None else work.R
+        R = work.residual(X, iterate.state[3]) if work.R is None else work.R
         squares = norm(R).square_()
         trace.sums[:, 0] = squares
         trace.steps_done.zero_()
@@ -107,7 +108,7 @@ class NewtonSchulz(Solver):
 
     def _step(self, work: Work, iterate: Iterate, R: Tensor, goes_on: Tensor) -> Tensor:
         """One iteration of the problems that go on; returns the new residual."""
-        (verdict, started, count), X = iterate.state, iterate.X
+        (verdict, started, count, before), X = iterate.state, iterate.X
         r = norm(R)
         fresh = goes_on & (started == 0)
         started.masked_fill_(fresh, COLD)
@@ -120,6 +121,7 @@ class NewtonSchulz(Solver):
         R_to = work.residual(to, r)
         r_to = norm(R_to)
         count.add_(goes_on)
+        before.copy_(torch.where(goes_on, r, before))
         near = r <= 0.5
         better = replaced | (r_to < r) | (~near & (r_to <= (1 + 1e-3) * r))  # until then ||R||_F may stand still
         mask = (goes_on & better)[:, None, None]
@@ -130,7 +132,10 @@ class NewtonSchulz(Solver):
         verdict.masked_fill_(goes_on & near & ~(r_to <= 0.5 * r), STAGNATED)
         most = 2 * math.log2(1 / work.measure.eps) + 8
         verdict.masked_fill_(goes_on & ~failed & ~near & ((count > most) | ~better), BREAKDOWN)
-        return torch.where(mask, R_to, R)
+        R, ended = torch.where(mask, R_to, R), goes_on & (verdict != RUNNING)
+        if work.measure.waits or not bool(ended.any()):
+            return R
+        return torch.where(ended[:, None, None], work.measure.residual(X), R)  # what is reported is exact
 
     def verdict(self, problem: Problem, plan: Plan, iterate: Iterate) -> Tensor:
         """See `Solver`."""
@@ -161,5 +166,5 @@ def _cold_start(measure: Measure) -> Tensor:
     if M.numel() == 0:
         return M.mT
     columns, rows = size.sum(-2).amax(-1), size.sum(-1).amax(-1)
-    scale = torch.where(columns * rows > 0, columns, 1)[:, None, None], torch.where(rows > 0, rows, 1)[:, None, None]
-    return (M.mT / scale[0]) / scale[1]
+    columns, rows = (torch.where(t > 0, t, 1)[:, None, None] for t in (columns, rows))
+    return (M.mT / columns) / rows  # their product may overflow
