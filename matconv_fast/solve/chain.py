@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
-from ..solvers import Solver
+from ..solvers import Refinement, Solver
 from ..solvers.measure import Measure
 from . import loop
 from .checkpoint import Checkpoint
@@ -35,8 +35,9 @@ def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint) -
     method = f"{type(solver).__name__}: {first.plan.algorithm} ({first.plan.backend})"
     if reason := solver.reason(problem):
         method += f"; {reason}"
+    accurate = False
     for other in solver.fallbacks(problem):
-        rest = _unanswered(problem, end)
+        rest = _unanswered(problem, end, accurate)
         if not len(rest):
             break
         part, X = problem.select(rest), start.X[rest]
@@ -46,16 +47,17 @@ def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint) -
         fresh = Checkpoint.fresh(X, other.init(part, X), other, end.iterations[rest])
         again = loop.run(part, other, replace(options, max_iters=options.limit - spent, progress=False), fresh)
         end, history = _merged(end, history, again, rest)
+        accurate = isinstance(other, Refinement)
         method += f"; {len(rest)} of {problem.size} by {type(other).__name__}: {again.plan.algorithm}"
     return Outcome(end, history, method)
 
 
-def _unanswered(problem: Problem, end: Checkpoint) -> Tensor:
+def _unanswered(problem: Problem, end: Checkpoint, accurate: bool) -> Tensor:
     """Indices of the problems that another solver may do better on. Reads the device, which the run has waited for."""
     final = torch.stack([end.status == status for status in FINAL]).any(0)
     if bool(final.all()):
         return final.new_empty(0, dtype=torch.int64)
-    at_floor = Measure(problem).at_floor(end.X, end.last.sqrt())
+    at_floor = Measure(problem).at_floor(end.X, end.last.sqrt(), accurate)
     return (~final & ~(at_floor & (end.status == Status.STAGNATED))).nonzero()[:, 0]
 
 

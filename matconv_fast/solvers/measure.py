@@ -111,10 +111,17 @@ class Measure:
         """The same for an iteration that gains nothing more: up to the rounding of X, too."""
         return S_norm <= LEAST_SQUARES_UNITS * self.eps * self.M_norm * (r + norm(X) * self.M_norm)
 
-    def at_floor(self, X: Tensor, r: Tensor) -> Tensor:
-        """Whether ``||R||`` is as small as rounding lets it be, ``[B]`` bool."""
+    def at_floor(self, X: Tensor, r: Tensor, accurate: bool = False) -> Tensor:
+        """Whether ``||R||`` is as small as rounding lets it be, ``[B]`` bool.
+
+        Args:
+            X: ``[B, m, n]``.
+            r: its ``||R||``.
+            accurate: whether X is the solution up to rounding, by a factor in float64. Then its norm is no accident, and
+                r itself may be compared with ``||Y||``.
+        """
         floor = FLOOR_UNITS * self.eps * max(self.problem.n, 1) ** 0.5 * (norm(X) * self.M_norm + self.Y_norm)
-        return (r <= floor) & (floor <= FLOOR_SHARE * self.Y_norm)
+        return (r <= floor) & ((r if accurate else floor) <= FLOOR_SHARE * self.Y_norm)
 
     def minimum_refuted(self, R: Tensor) -> Tensor:
         """Whether some X has a residual smaller than R by more than 0.5 %, ``[B]`` bool.

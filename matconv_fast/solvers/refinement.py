@@ -146,19 +146,25 @@ class Refinement(Solver):
             correction, removable, S = factor.correction(R / unit)
             self._judge_minimum(measure, iterate, R, goes_on, removable * r, S * r)
         going = goes_on & (verdict == RUNNING)
-        to = X.double() - unit * correction
-        to = torch.where((measure.Y_norm > 0)[:, None, None], to, 0).to(X.dtype)  # Y = 0: X = 0 is exact
-        verdict.masked_fill_(going & ~to.isfinite().all(-1).all(-1), BREAKDOWN)
+        to = torch.addcmul(X.double(), unit, correction.double(), value=-1).to(X.dtype)
+        nonzero = measure.Y_norm > 0
+        if measure.waits or not bool(nonzero.all()):  # Y = 0: X = 0 is exact
+            to = torch.where(nonzero[:, None, None], to, 0)
         R_to = measure.residual(to)
         r_to = norm(R_to)
+        verdict.masked_fill_(going & ~r_to.isfinite(), BREAKDOWN)
         # At a least-squares minimum ||R|| no longer tells two iterates apart.
         exact = removable.isinf()
         better = torch.where(exact, r_to < r, r_to <= (1 + 10 * measure.eps) * r)
-        moves = (going & better & (verdict == RUNNING))[:, None, None]
-        X.copy_(torch.where(moves, to, X))
+        moves = going & better & (verdict == RUNNING)
         verdict.masked_fill_(going & (verdict == RUNNING) & exact & ~(r_to <= 0.5 * r), STAGNATED)
         before.copy_(torch.where(going, removable * r, before))
-        return torch.where(moves, R_to, R), going
+        if not measure.waits and bool(moves.all()):
+            X.copy_(to)
+            return R_to, going
+        mask = moves[:, None, None]
+        X.copy_(torch.where(mask, to, X))
+        return torch.where(mask, R_to, R), going
 
     def _judge_minimum(
         self, measure: Measure, iterate: Iterate, R: Tensor, goes_on: Tensor, removable: Tensor, S: Tensor
