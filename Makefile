@@ -18,15 +18,41 @@ test: $(VENV)/.built $(VENV)/.testers  ## the whole suite, doctests and README i
 test-triton: $(VENV)/.built $(VENV)/.testers  ## the suite on the Triton kernels, in Triton's interpreter
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 -k triton
 
-bench: $(VENV)/.built $(VENV)/.benchers  ## the benchmarks: results, docs/benchmarks.md, README's table; BENCH=quick: a part
+bench: $(VENV)/.built $(VENV)/.benchers  ## the benchmarks: results, docs/benchmarks.md, README's table; BENCH=quick: some
 	$(BIN)/python benchmarks/bench.py
 
 bench-compare: $(VENV)/.built $(VENV)/.benchers  ## a quick run against the committed results
 	$(BIN)/python benchmarks/bench.py --compare
 
-# $(PYTHON) is that of a CUDA image as it is, with torch, Triton and pytest: nothing is installed, nothing fetched.
-gpu:  ## the suite, the benchmarks and compute-sanitizer on the GPU that is here; writes benchmarks/results/<device>
-	$(PYTHON) benchmarks/gpu.py
+# $(PYTHON) is that of a CUDA image as it is, with torch, Triton and pytest: nothing is installed, nothing fetched. A
+# stage that fails does not stop the others. rows are the benchmarks; racecheck is slow, and gets our kernels alone.
+STAGE ?= info suite sync rows sanitizer
+gpu:  ## checks and benchmarks on the GPU that is here, or STAGE=suite; writes benchmarks/results/<device>/gpu*.json
+	@$(MAKE) --keep-going --no-print-directory $(STAGE:%=gpu-%)
+
+ON_GPU := cd build/gpu && PYTHONPATH=.:../../benchmarks timeout 900 $(PYTHON) ../../benchmarks/gpu.py
+GPU_TESTS := $(PYTHON) -m pytest -q -c ../../pyproject.toml --rootdir ../.. --noconftest -p no:cacheprovider -W default
+GPU_TESTS += ../../tests/test_gpu.py
+COMPUTE_SANITIZER := compute-sanitizer --error-exitcode 9 --target-processes all --tool
+OUR_KERNELS = $(patsubst %,--kernel-name kne=%,$(shell grep -ohE '^def _[a-z_0-9]+_kernel' kernels/gpu/*.py | cut -c5-))
+
+.PHONY: gpu-info gpu-suite gpu-sync gpu-rows gpu-sanitizer build/gpu
+gpu-info gpu-suite gpu-sync gpu-rows gpu-sanitizer: build/gpu
+gpu-info:
+	$(ON_GPU) info $(PYTHON) -m matconv_fast info
+gpu-suite:
+	$(ON_GPU) suite $(GPU_TESTS) ../../tests/test_triton.py
+gpu-sync:
+	$(ON_GPU) sync $(GPU_TESTS) -k "wait or sync"
+gpu-rows:
+	$(ON_GPU)
+gpu-sanitizer:
+	$(ON_GPU) memcheck $(COMPUTE_SANITIZER) memcheck $(GPU_TESTS) -k equals
+	$(ON_GPU) racecheck $(COMPUTE_SANITIZER) racecheck $(OUR_KERNELS) $(GPU_TESTS) -k equals
+
+build/gpu:  # the package as an installation lays it out
+	rm -rf $@/matconv_fast && mkdir -p $@/matconv_fast
+	cp -r matconv_fast/[!k]* $@/matconv_fast && cp -r kernels $@/matconv_fast
 
 COMPILE ?= --markdown docs/gpu_kernels.md
 compile-kernels: $(VENV)/.installed  ## every Triton kernel for every GPU, without one: registers, spills, instructions

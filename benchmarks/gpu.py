@@ -1,148 +1,102 @@
-"""Everything that is checked and measured on a GPU: ``python benchmarks/gpu.py``, or ``make gpu``.
+"""On a GPU: time the workloads of workloads.json, or run a check and record how it ended. `make gpu` has the stages.
 
-Stages, none of which stops the others; the exit status is 1 if any failed:
+python benchmarks/gpu.py                    ours against PyTorch, its CUDA graph, cuBLAS and a copy, timed by Triton
+python benchmarks/gpu.py STAGE COMMAND...   runs the command; writes its exit status and the end of its log
 
-info         versions, device, driver, the path that serves each device
-suite        tests/test_triton.py and tests/test_gpu.py on the device, the sync check included, in several processes
-benchmarks   ours against eager PyTorch, its CUDA graph, cuBLAS and a copy; each row after a check of its outputs
-sanitizer    compute-sanitizer (memcheck, racecheck) over three iterations of every tier; "not found" is no failure
-
-It needs torch >= 2.10, Triton and pytest, no network, no installation and no compiler: the package is copied to
-build/gpu. At most eight minutes. Results: benchmarks/results/<device>/gpu.json, logs: build/gpu/*.log.
+Both write JSON to benchmarks/results/<device>. Needed: torch >= 2.10 and Triton.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import json
 import re
+import subprocess
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from gpu_children import BUILD, ROOT, Children
-from gpu_stages import Stage, benchmarks, info, sanitizer, suite
-from measure import Figure, quantity
+import report
+import torch
+from bench import run
+from descents import addmm_loop, sampled
+from measure import OURS, ROOT, Call, Contender, register
+from torch import Tensor
+from workloads import Workload, load
+
+import matconv_fast as mcf
 
 
-def slug(name: str) -> str:
-    """``"NVIDIA H100 80GB HBM3"``: h100."""
-    name = re.sub(r"\b(nvidia|geforce|amd)\b", "", name.lower())
-    short = re.search(r"\b[a-z]+\d+[a-z]*\b", name)
-    return short.group() if short else re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+def _graph(work: Any) -> Call:
+    part = sampled(work)
+    return Call(functools.partial(addmm_loop, part), part.iterations, graph=True)
 
 
-def _amount(value: float, unit: str) -> str:
-    """A median: GB/s, TFLOP/s, MiB, or the time of an iteration or a call."""
-    if unit == "byte":
-        return f"{1e-9 / value:,.0f} GB/s"
-    if unit == "FLOP":
-        return f"{1e-12 / value:,.1f} TFLOP/s"
-    return quantity(value, unit)
+register("descent", "graph", Contender("addmm(out=) as a CUDA graph", _graph))
 
 
-def markdown(data: dict[str, Any]) -> str:
-    """The table of a results file: ratios first, what is asked for on an H100 beside them."""
-    lines = [
-        "| workload | against | ratio | quartiles | asked on an H100 | | ours | theirs | note |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+def moved(inputs: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """A workload's inputs on the device; lr stays in float32."""
+    if isinstance(inputs, tuple):
+        return tuple(t.cuda() for t in inputs)
+    tensors = {name: t.cuda() for name, t in vars(inputs).items() if isinstance(t, Tensor)}
+    return replace(inputs, **{name: t if name == "lr" else t.to(dtype) for name, t in tensors.items()})
+
+
+def rows() -> list[Workload]:
+    """Those of workloads.json, with their inputs moved."""
+    return [
+        replace(work, make=lambda *arguments, work=work: moved(work.make(*arguments), getattr(torch, work.dtype)))
+        for work in load("gpu").values()
     ]
-    for row in data["stages"].get("benchmarks", {}).get("rows", []):
-        cells = [row["name"], row["against"]]
-        if "ratio" not in row:
-            cells += [
-                "",
-                "",
-                "",
-                "failed" if "failed" in row else "not run",
-                "",
-                "",
-                row.get("failed", row.get("not_run")),
-            ]
-        else:
-            figure = Figure(row["kind"], row["asked"])
-            low, high = row["ratio_quartiles"]
-            cells += [
-                figure.show(row["ratio"]),
-                f"{figure.show(low)} to {figure.show(high)}",
-                figure.asked(row["unit"]),
-            ]
-            cells.append({True: "met", False: "short", None: ""}[row["met"]])
-            cells += [_amount(row["ours"], row["unit"]), _amount(row["theirs"], row["unit"]), row["note"]]
-        lines.append("| " + " | ".join(" ".join(str(c).replace("|", "/").split()) for c in cells) + " |")
-    return "\n".join(lines)
 
 
-def report(data: dict[str, Any]) -> str:
-    """The stages in a line each, then the table."""
-    lines = [f"{data['device'].get('name', 'no GPU')}, driver {data['driver']}, {data['versions']}"]
-    if data["dry_run"]:
-        lines.append("Dry run, tiny sizes in Triton's interpreter: the figures mean nothing.")
-    for name, stage in data["stages"].items():
-        shown = {k: v for k, v in stage.items() if k in ("passed", "skipped", "memcheck", "racecheck", "processes")}
-        lines.append(f"{name}: exit {stage['exit']}, {stage['seconds']:.0f} s {shown or ''}")
-        failed = stage.get("failed", [])
-        lines += [f"  {text}" for text in ([failed] if isinstance(failed, str) else failed)]
-    return "\n".join([*lines, "", markdown(data)])
+def timed(call: Call) -> float:
+    """Seconds per unit, the median; `do_bench` clears the L2 cache before each call."""
+    from triton.testing import do_bench, do_bench_cudagraph
+
+    measured: Any = (do_bench_cudagraph if call.graph else do_bench)(call.run, return_mode="median")
+    return measured * 1e-3 / call.units
 
 
-def main() -> int:
-    """Run the stages, write the JSON file after each of them, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="info and benchmarks at tiny sizes, interpreted on a CPU"
-    )
-    parser.add_argument("--stages", default="info,suite,benchmarks,sanitizer", help="which ones, separated by commas")
-    parser.add_argument("--rows", metavar="REGEX", default="", help="only rows whose 'row / against' it is found in")
-    parser.add_argument("--rounds", type=int, help="pairs a row (7, in a dry run 1); figures to be quoted need 5")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here instead")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="measure nothing: the table of such a file")
-    arguments = parser.parse_args()
-    if arguments.markdown is not None:
-        print(markdown(json.loads(arguments.markdown.read_text())))
-        return 0
-    dry = arguments.dry_run
-    children = Children(dry)
-    rounds = arguments.rounds or (1 if dry else 7)
-    stages: dict[str, Callable[[], Stage]] = {
-        "info": lambda: info(children),
-        "suite": lambda: suite(children),
-        "benchmarks": lambda: benchmarks(children, rounds, arguments.rows, dry),
-        "sanitizer": lambda: sanitizer(children),
-    }
-    wanted = [name for name in arguments.stages.split(",") if not (dry and name in ("suite", "sanitizer"))]
-    if unknown := [name for name in wanted if name not in stages]:
-        parser.error(f"--stages: {', '.join(unknown)}")
-    data: dict[str, Any] = {
-        "device": {},
-        "driver": {},
-        "versions": {},
-        "started": time.strftime("%F %TZ", time.gmtime()),
-    }
-    data["dry_run"], data["stages"], target = dry, {}, arguments.json
-    for name in wanted:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        begin = time.monotonic()
-        try:
-            stage = stages[name]()
-        except Exception as error:  # the stages after it still run
-            stage = {"exit": 1, "failed": f"{type(error).__name__}: {error}"}
-        stage["seconds"] = round(time.monotonic() - begin, 1)
-        data["stages"][name] = stage
-        for key in ("device", "driver", "versions"):
-            data[key] = stage.pop(key, data[key])
-        if target is None:
-            found = data["device"].get("name")
-            folder = BUILD if dry or found is None else ROOT / "benchmarks" / "results" / slug(found)
-            target = folder / "gpu.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(data, indent=2) + "\n")
-    print(report(data))
-    print(f"\nwritten: {target}")
-    return int(any(stage["exit"] for stage in data["stages"].values()))
+def peak() -> dict[str, Any]:
+    """Device memory of F's forward beyond inputs and result."""
+    inputs: Any = moved(load("gpu")["F_forward"].setup(), torch.bfloat16)
+    call = functools.partial(mcf.residual_loss, inputs.X, inputs.M, inputs.Y)
+    call()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    kept = call()
+    torch.cuda.synchronize()
+    extra = torch.cuda.max_memory_allocated() - before - kept.nbytes
+    return {"residual_bytes": inputs.Y.nbytes, "contenders": {OURS: [extra]}}
+
+
+def write(name: str, found: dict[str, Any]) -> None:
+    """To the folder of the device's results."""
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no-gpu"
+    folder = ROOT / "benchmarks" / "results" / re.sub(r"nvidia |geforce |amd ", "", device.lower()).split()[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({"device": device, **found}, indent=1) + "\n")
+
+
+def measure() -> int:
+    """Check and time every workload."""
+    data = run(rows(), 5, timed)
+    data["memory"] = {"F_forward": peak()}
+    write("gpu", data)
+    failed = report.errors(data)
+    print(report.Results(data).targets("gpu"), *failed, sep="\n")
+    return int(bool(failed))
+
+
+def record(stage: str, command: list[str]) -> int:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    print(done.stdout)
+    write(f"gpu-{stage}", {"exit": done.returncode, "log": done.stdout.replace(str(ROOT), ".")[-4_000:]})
+    return done.returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(record(sys.argv[1], sys.argv[2:]) if sys.argv[2:] else measure())

@@ -1,168 +1,147 @@
-"""Timing in turns inside one process, the median of a ratio and its quartiles, amounts as text."""
+"""Contenders, timing in turns, and peak memory."""
 
 from __future__ import annotations
 
-import functools
-import math
+import multiprocessing
+import os
+import runpy
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+import matconv_fast as mcf
 
 ROOT = Path(__file__).resolve().parent.parent
+OURS, GEMM, COPY = "matconv_fast", "mm1024", "copy"
+SAMPLE_SECONDS = 0.04  # shorter calls are repeated until they fill this: a scheduler's tick does not show in it
 
-SAMPLE_SECONDS = 0.04  # shorter calls are repeated up to this: the clock and a scheduler's tick do not show in it
-LONG_SECONDS = 1.0
-SETTLE = 0.1  # and a tenth of them go before unmeasured: the other side's threads spin on, its data are in the caches
-
-
-class NotRunError(Exception):
-    """A row cannot be measured here; says why."""
+# Compile in every run: otherwise `first_s` would be the time of a disk cache.
+_compiled = tempfile.TemporaryDirectory(prefix="benchmarks-inductor-", ignore_cleanup_errors=True)
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _compiled.name)
 
 
-@dataclass(frozen=True)
-class Side:
-    """A call, and how many units (iterations, FLOP, calls) one of it makes.
+class MismatchError(Exception): ...  # a contender computed something else
 
-    ``check`` looks at the first, unmeasured result, raises, or says what is to be reported of it. ``threads``: torch's,
-    where not all.
-    """
 
-    call: Callable[[], Any]
-    units: float = 1
-    check: Callable[[Any], dict[str, Any] | None] | None = None
-    threads: int | None = None
+class NotRunError(Exception): ...  # it cannot run here; the message says why
 
 
 @dataclass(frozen=True)
-class Figure:
-    """What is asked for.
+class Call:
+    """What is timed. ``report``: facts for the results file, of the first, unmeasured run's result; or it raises."""
 
-    ``"speedup"``: theirs over ours at least `value`; ``"share"``: the same, shown in percent; ``"cost"``: ours over
-    theirs at most `value`; ``"time"``: ours at most `value` seconds, the ratio (theirs over ours) for information.
-    `value` None asks for nothing.
-    """
-
-    kind: str
-    value: float | None = None
-
-    def ratio(self, ours: float, theirs: float) -> float:
-        """Of one pair."""
-        return ours / theirs if self.kind == "cost" else theirs / ours
-
-    def is_met(self, ours: float, ratio: float) -> bool | None:
-        """By the medians."""
-        if self.value is None:
-            return None
-        return {"time": ours <= self.value, "cost": ratio <= self.value}.get(self.kind, ratio >= self.value)
-
-    def show(self, ratio: float) -> str:
-        """A ratio as text."""
-        if self.kind == "share":
-            return f"{ratio:.1%}"
-        digits = 0 if ratio >= 100 else 1 if ratio >= 10 else 2 if self.kind != "cost" else 3
-        return f"{ratio:,.{digits}f}" + ("" if self.kind == "cost" else "x")
-
-    def asked(self, unit: str) -> str:
-        """The figure as text."""
-        if self.value is None:
-            return "-"
-        if self.kind == "time":
-            return f"<= {quantity(self.value, unit)}"
-        return f"<= {self.value:g}" if self.kind == "cost" else f">= {self.show(self.value)}"
+    run: Callable[[], Any]
+    units: float = 1  # iterations, FLOP, ... of one run
+    report: Callable[[Any], dict[str, Any]] = lambda _: {}
+    threads: int | None = None  # of torch; None: all
+    graph: bool = False  # captured, on a GPU
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the table; `pairs` measures (ours, theirs) per unit, each as often as it is asked."""
+class Contender:
+    """``check`` compares the answer for some inputs with float64, and raises; None: there is nothing to compare."""
 
-    name: str
-    against: str
-    figure: Figure
-    pairs: Callable[[int], list[tuple[float, float]]]
-    unit: str = "call"
-    note: str = ""
+    label: str
+    prepare: Callable[[Any], Call]
+    check: Callable[[Any], None] | None = None
+    against: str = OURS  # "" for ours, and for limits of the machine
+    unit: str = ""  # of a limit's times: FLOP or byte
 
-
-@dataclass(frozen=True)
-class Result:
-    """A measured row: seconds per unit (bytes, where that is the unit), one pair a round."""
-
-    row: Row
-    pairs: list[tuple[float, float]]
-
-    @property
-    def ours(self) -> float:
-        """Median."""
-        return statistics.median(a for a, _ in self.pairs)
-
-    @property
-    def theirs(self) -> float:
-        """Median."""
-        return statistics.median(b for _, b in self.pairs)
-
-    @functools.cached_property
-    def quartiles(self) -> tuple[float, float, float]:
-        """Of the ratio: lower, median, upper."""
-        ratios = [self.row.figure.ratio(*pair) for pair in self.pairs]
-        if len(ratios) == 1:
-            return ratios[0], ratios[0], ratios[0]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        return low, middle, high
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the figure is reached; None where none is asked for."""
-        return self.row.figure.is_met(self.ours, self.quartiles[1])
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything that was measured."""
-        row, (low, middle, high) = self.row, self.quartiles
-        return {
-            "name": row.name, "against": row.against, "unit": row.unit, "note": row.note, "kind": row.figure.kind,
-            "asked": row.figure.value, "ours": self.ours, "theirs": self.theirs, "ratio": middle,
-            "ratio_quartiles": [low, high], "met": self.met, "pairs": self.pairs,
-        }  # fmt: skip
+    def start(self, inputs: Any) -> tuple[Call, dict[str, Any]]:
+        """Check, prepare and run once: ``first_s`` has compilation and warm-up in it."""
+        start = time.perf_counter()
+        if self.check is not None:
+            self.check(inputs)
+        call = self.prepare(inputs)
+        result = call.run()
+        seconds = time.perf_counter() - start
+        return call, {"first_s": seconds, **call.report(result)}
 
 
-def in_turns(sides: list[Side], rounds: int, first: list[float] | None = None) -> list[list[float]]:
-    """Seconds per unit by side and round; ``first``: those of each side's first call.
+CONTENDERS: dict[str, dict[str, Contender]] = {}  # by kind of workload, then by name
 
-    Every side has its turn in every round, in an order that changes from round to round; unmeasured calls go before.
-    """
-    threads = torch.get_num_threads()
-    # where the first call, which may load and warm up, was long, it tells how long one is
-    calls = zip(sides, first or [0.0] * len(sides), strict=True)
-    once = [seconds if seconds > LONG_SECONDS else _seconds(side.call, 1) for side, seconds in calls]
-    repeats = [max(1, math.ceil(SAMPLE_SECONDS / seconds)) for seconds in once]
-    found: list[list[float]] = [[0.0] * rounds for _ in sides]
+
+def register(kinds: str, name: str, contender: Contender) -> None:
+    for kind in kinds.split():
+        CONTENDERS.setdefault(kind, {})[name] = contender
+
+
+def near(what: str, found: Tensor, truth: Tensor, rtol: float) -> None:
+    """Raise unless ``||found - truth|| <= rtol ||truth||``."""
+    miss = torch.linalg.vector_norm(found.double() - truth) / torch.linalg.vector_norm(truth)
+    if not miss <= rtol:
+        raise MismatchError(f"{what} differs from float64 by {miss:.1e}, relatively; allowed: {rtol:.0e}")
+
+
+def timed(call: Call, seconds: float = SAMPLE_SECONDS) -> float:
+    """Seconds per unit: the median over the blocks of one `torch.utils.benchmark.Timer` measurement."""
+    timer = Timer("run()", globals={"run": call.run}, num_threads=call.threads or torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=seconds).median / call.units
+
+
+def in_turns(calls: list[Callable[[], float]], rounds: int) -> list[list[float]]:
+    """What each call returns, by round: all have a turn in every round, in an order that reverses each time."""
+    found: list[list[float]] = [[] for _ in calls]
     for k in range(rounds):
-        order = range(len(sides)) if k % 2 == 0 else reversed(range(len(sides)))
-        for j in order:
-            side = sides[j]
-            torch.set_num_threads(side.threads or threads)
-            _seconds(side.call, math.floor(SETTLE * repeats[j]))
-            found[j][k] = _seconds(side.call, repeats[j]) / repeats[j] / side.units
-    torch.set_num_threads(threads)
+        for j in range(len(calls)) if k % 2 == 0 else reversed(range(len(calls))):
+            found[j].append(calls[j]())
     return found
 
 
-def _seconds(call: Callable[[], Any], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return time.perf_counter() - start
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    low, middle, high = statistics.quantiles(values * (1 if len(values) > 1 else 2), n=4, method="inclusive")
+    return low, middle, high
 
 
-def quantity(value: float, unit: str) -> str:
-    """Seconds, bytes or seconds per FLOP as text."""
-    if unit == "bytes":
-        return f"{value / 2**20:,.1f} MiB"
-    if unit == "FLOP":
-        return f"{1e-9 / value:,.1f} GFLOP/s"
-    scale, name = next(((s, n) for s, n in ((1, "s"), (1e-3, "ms"), (1e-6, "us")) if value >= s), (1e-9, "ns"))
-    return f"{value / scale:,.3g} {name}" if value / scale < 100 else f"{value / scale:,.0f} {name}"
+def contest(inputs: Any, contenders: dict[str, Contender], rounds: int, timer: Any = timed) -> dict[str, Any]:
+    """Check every contender, then time them in turns: facts by name, with ``seconds`` per unit and round.
+
+    A contender that fails has ``error`` or ``not_run`` instead, and does not stop the others.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    calls: dict[str, Call] = {}
+    for name, contender in contenders.items():
+        found[name] = {"label": contender.label, "against": contender.against, "unit": contender.unit}
+        try:
+            calls[name], facts = contender.start(inputs)
+            found[name] |= facts
+        except NotRunError as reason:
+            found[name]["not_run"] = str(reason)
+        except Exception as error:  # the others still run
+            found[name]["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    times = in_turns([lambda call=call: timer(call) for call in calls.values()], rounds)
+    for name, mine in zip(calls, times, strict=True):
+        found[name]["seconds"] = mine
+    return found
+
+
+def extra_bytes(contender: Contender, small: Any, inputs: Any) -> int:
+    """Peak memory of one call in this process, beyond its inputs and results. A small call before loads the code."""
+    peak_bytes = runpy.run_path(str(ROOT / "examples" / "_measure.py"))["peak_bytes"]  # one for examples and benchmarks
+    contender.prepare(small).run()
+    run, results = contender.prepare(inputs).run, []
+    peak = peak_bytes(lambda: results.append(run()))
+    if peak is None:
+        raise NotRunError("peak memory needs Linux's /proc")
+    held = (results[0].X,) if isinstance(results[0], mcf.Solution) else results[0]
+    return peak - sum(t.nbytes for t in held)
+
+
+def process(library: Path | None = None) -> ProcessPoolExecutor:
+    """A process of its own, with another matconv_fast where `library` is a folder that has one."""
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    sys.path[:0] = [str(library)] if library else []
+    pool.submit(int).result()  # it starts here, and takes over this sys.path
+    del sys.path[: int(library is not None)]
+    return pool

@@ -1,235 +1,235 @@
-"""docs/benchmarks.md with its plots, and README's table, from a results file: ``python benchmarks/report.py FILE``.
+"""Results files: ratios, targets, comparison, and the tables of docs/benchmarks.md, docs/call_overhead.md and README.
 
-``--readme`` prints README's table instead, ``--write-readme`` puts it there.
+A ratio says how many times faster matconv_fast is than the named contender: their time over ours, by round.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import re
+import statistics
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gpu_rows
-import plots
-import torch
-from contest import spread
-from figures import Outcome, Results, outcomes
-from gpu_measure import Setting
-from measure import ROOT, Figure, quantity
+from calls import ALL_MODES, CALLS
+from measure import COPY, GEMM, OURS, ROOT, spread
 
 DOCS = ROOT / "docs"
-README_MARKS = "<!-- figures: python benchmarks/report.py -->", "<!-- end of figures -->"
-MULTIPLE = Figure("speedup")
+TARGETS = json.loads((ROOT / "benchmarks" / "targets.json").read_text())
+ALLOWED = 1.25  # growth of a time over a GEMM's that is not yet called slower
+HEADER = ("workload", "matconv_fast against", "matconv_fast", "the other", "times faster (median)", "quartiles")
+Growth = tuple[str, float, bool]  # a workload, how many times as long it takes, and whether that is more than noise
 
-INTRODUCTION = """# Benchmarks
 
-Written by `make bench`: `pytest --benchmark-only`, rendered from `{source}` by `benchmarks/report.py`.
-Measured on a shared machine ({device}): quote the ratios, not the times. {versions}.
+# Text
 
-All who run a workload take turns in one process, {rounds} rounds of it, in an order that changes, after every one's
-answer was compared with float64. A ratio is taken round by round; shown is its median, with its quartiles. A time is
-per unit (an iteration or a call) of the public call, fixed cost included. *First* is the first call with the check
-before it: compilation, warm-up, loading. A share is that of what `torch.mm` at 1,024 reaches in FLOP/s, or a copy in
-bytes/s, in the same turns. A row's last cell runs that row again, with matconv_fast and the limits beside it; loops in
-Python and jitted loops of long iterations are timed over fewer iterations than ours, since theirs cost the same each.
-"""
 
-GPU = """The figures for an H100 are rows of `make gpu`, which has not run on a device yet:
-[gpu_predictions.md](gpu_predictions.md) has what to expect. L4096 is among them alone."""
+def quantity(value: float, unit: str = "") -> str:
+    """Seconds, bytes, or seconds per FLOP or per byte as a rate."""
+    if unit == "bytes":
+        return f"{value / 2**20:,.1f} MiB"
+    if unit in ("FLOP", "byte"):
+        return f"{1e-9 / value:,.3g} G{unit if unit == 'FLOP' else 'B'}/s"
+    scale, name = next(((s, n) for s, n in ((1, "s"), (1e-3, "ms"), (1e-6, "us")) if value >= s), (1e-9, "ns"))
+    return f"{value / scale:,.3g} {name}" if value / scale < 100 else f"{value / scale:,.0f} {name}"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:,.{0 if ratio >= 100 else 1 if ratio >= 10 else 2 if ratio >= 1 else 3}f}x"
+
+
+def spread_text(values: list[float]) -> tuple[str, str]:
+    low, middle, high = map(times, spread(values))
+    return middle, f"{low} to {high}"
 
 
 def table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """Markdown."""
     header = list(header)
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *lines))
 
 
-def _spread(figure: Figure, values: list[float]) -> tuple[str, str]:
-    low, middle, high = values
-    return figure.show(middle), f"{figure.show(low)} to {figure.show(high)}"
+@dataclass(frozen=True)
+class Outcome:
+    """A target, and what was measured; `cells` are those of `HEADER`, and what is asked."""
+
+    target: dict[str, Any]
+    cells: tuple[str, ...]
+    met: bool | None
+    cause: str
 
 
-def command(row: str) -> str:
-    """What runs one row."""
-    name, _, memory = row.partition(" and ")
-    return f'`pytest --benchmark-only -k "[{name}]{f" and {memory}" if memory else ""}"`'
+def between_marks(page: str, text: str) -> str:
+    before, begin, rest = re.split(r"(<!-- figures\b[^>]*-->\n)", page)
+    return f"{before}{begin}{text}\n<!-- end of figures -->{rest.split('<!-- end of figures -->')[1]}"
 
 
-def _verdict(outcome: Outcome) -> str:
-    return {True: "met", False: "short", None: ""}[outcome.met]
+class Results:
+    """A results file."""
 
+    def __init__(self, source: dict[str, Any] | Path) -> None:
+        data = json.loads(source.read_text()) if isinstance(source, Path) else source
+        self.machine, self.workloads, self.memory = data["machine"], data["workloads"], data["memory"]
 
-def figures(results: Results) -> str:
-    """What was asked for."""
-    lines = []
-    for o in outcomes(results):
-        ratio, quartiles = _spread(o.figure, o.ratio)
-        limit = "" if o.limit is None else o.figure.show(o.limit)
-        cause = o.cause if o.met is False else ""
-        if cause and o.limit is not None:
-            cause = f"limit here {limit}: {cause}"
-        lines.append((
-            o.name, o.against, quantity(o.ours, o.unit), quantity(o.theirs, o.unit), ratio, quartiles,
-            o.figure.asked(o.unit), _verdict(o), cause, command(o.row),
-        ))  # fmt: skip
-    header = ("figure", "against", "here", "there", "ratio", "quartiles", "asked", "", "cause", "run it")
-    return table(header, lines)
+    def contenders(self, workload: str) -> dict[str, Any]:
+        """Those with times."""
+        found = self.workloads.get(workload, {"contenders": {}})["contenders"]
+        return {name: facts for name, facts in found.items() if "seconds" in facts}
 
+    def has(self, workload: str, *names: str) -> bool:
+        return set(names) <= self.contenders(workload).keys()
 
-def gpu_figures() -> str:
-    """What is asked for on an H100, of the rows that `gpu.py` measures there."""
-    lines = []
-    for row in gpu_rows.rows(Setting(torch.device("cpu"))):
-        if row.figure.value is not None:
-            lines.append((row.name, row.against, row.figure.asked(row.unit), "not run: no GPU", "`make gpu`"))
-    return table(("figure on an H100", "against", "asked", "", "run it"), lines)
+    def seconds(self, workload: str, name: str) -> list[float]:
+        """Per unit, by round."""
+        return self.workloads[workload]["contenders"][name]["seconds"]
 
+    def median(self, workload: str, name: str) -> float:
+        return statistics.median(self.seconds(workload, name))
 
-def readme(results: Results) -> str:
-    """The figures in short."""
-    lines = []
-    for o in outcomes(results):
-        ratio, quartiles = _spread(o.figure, o.ratio)
-        lines.append((o.name, o.against, quantity(o.ours, o.unit), quantity(o.theirs, o.unit), ratio, quartiles))
-    return table(("workload", "against", "here", "there", "ratio", "quartiles"), lines)
+    def amount(self, workload: str, name: str, unit: str) -> float:
+        """FLOP or bytes of one of a contender's units; 1 without `unit`. A batch that stops counts what it made."""
+        found = self.workloads[workload]
+        return {"FLOP": found["contenders"][name].get("flop", found["flop"]), "byte": found["bytes"]}.get(unit, 1.0)
 
+    def faster(self, workload: str, than: str, ours: str = OURS) -> list[float]:
+        """How many times faster `ours` is, by round."""
+        pairs = zip(self.seconds(workload, than), self.seconds(workload, ours), strict=True)
+        return [theirs / mine for theirs, mine in pairs]
 
-def _rate(info: dict[str, Any], seconds: float) -> str:
-    """In GFLOP/s where there are products, else in GB/s."""
-    amounts = {"FLOP": info.get("flop", 0), "B": info.get("bytes", 0)}
-    if info["unit"] in ("FLOP", "byte"):  # a limit: the time is of one
-        amounts = {"FLOP": float(info["unit"] == "FLOP"), "B": float(info["unit"] == "byte")}
-    unit = max(amounts, key=lambda key: amounts[key])
-    return f"{amounts[unit] / seconds * 1e-9:,.3g} G{unit}/s" if amounts[unit] else ""
+    def share(self, workload: str, name: str, limit: str) -> float:
+        """Of a limit's rate."""
+        unit = self.workloads[workload]["contenders"][limit]["unit"]
+        return self.amount(workload, name, unit) * spread(self.faster(workload, limit, name))[1]
 
+    # Targets
 
-def _status(info: dict[str, Any]) -> str:
-    ends = info.get("status", {})
-    return ", ".join(name if count == 1 else f"{count:,} {name}" for name, count in ends.items())
+    def outcome(self, target: dict[str, Any]) -> Outcome | None:
+        """None where something of it was not run."""
+        names, against, ours = target["workloads"], target["against"], target.get("ours", OURS)
+        first, cause = names[0], target.get("cause", "")
+        if "at_most" in target and first in self.memory:
+            found, most = self.memory[first], target["at_most"]
+            extra, size = statistics.median(found["contenders"][ours]), found["residual_bytes"]
+            amounts = quantity(extra, "bytes"), quantity(size, "bytes"), f"{extra / size:.3f} of its size", ""
+            cells = (target["name"], against, *amounts, f"at most {most:g}")
+            return Outcome(target, cells, extra / size <= most, cause)
+        if not all(self.has(name, ours, against) for name in names):
+            return None
+        unit = self.contenders(first)[against]["unit"]  # a limit's time is per FLOP or byte: rates are compared
+        mine, theirs = (  # of several workloads the mean, round by round
+            [statistics.fmean(r) / amount for r in zip(*(self.seconds(name, who) for name in names), strict=True)]
+            for who, amount in ((ours, self.amount(first, ours, unit)), (against, 1.0))
+        )
+        ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
+        middles = statistics.median(mine), statistics.median(theirs)
+        asked: list[tuple[str, bool]] = []
+        if least := target.get("at_least"):
+            asked.append((times(least), spread(ratios)[1] >= least))
+        if most := target.get("seconds"):
+            asked.append((f"at most {quantity(most)}", middles[0] <= most))
+        facts = {"theirs": quantity(middles[1])}
+        if limit := target.get("limit"):
+            amount = self.amount(first, ours, self.contenders(first)[limit]["unit"])
+            facts["limit"] = times(middles[1] / (self.median(first, limit) * amount))
+        if self.has(first, "add"):
+            facts["add"] = quantity(self.median(first, "add"))
+        label, amounts = self.contenders(first)[against]["label"], [quantity(t, unit) for t in middles]
+        cells = (target["name"], label, *amounts, *spread_text(ratios), ", ".join(text for text, _ in asked))
+        return Outcome(target, cells, all(met for _, met in asked) if asked else None, cause.format(**facts))
 
+    def outcomes(self, device: str = "cpu") -> list[Outcome]:
+        """In the order of targets.json; what was not run is left out."""
+        return [found for target in TARGETS[device] if (found := self.outcome(target)) is not None]
 
-def providers(results: Results, workload: str) -> str:
-    """Everyone who ran a workload."""
-    lines = []
-    for name in results.providers(workload):
-        info = results.rows[workload, name]
-        seconds = results.median(workload, name)
-        limit = info["unit"] in ("FLOP", "byte")
-        shares = {key: f"{value[1]:.1%}" for key, value in info.get("share", {}).items()}
-        ratio = _spread(MULTIPLE, info["slower"]) if "slower" in info else ("", "")
-        lines.append((
-            info["label"],
-            "" if limit else quantity(seconds, info["unit"]),
-            *ratio,
-            _rate(info, seconds),
-            shares.get("copy", shares.get("mm1024", "")),
-            f"{info['iterations']:,}" if "iterations" in info else "",
-            _status(info),
-            quantity(info["prepared_s"], ""),
-            command(f"{workload}-{name}"),
-        ))  # fmt: skip
-    unit = "an iteration" if results.rows[workload, "matconv_fast"]["unit"] == "iteration" else "a call"
-    header = (
-        "who", unit, "slower than ours", "quartiles", "rate", "of the limit", "iterations", "status", "first",
-        "run it",
-    )  # fmt: skip
-    return table(header, lines)
+    # Tables
 
+    def targets(self, device: str = "cpu") -> str:
+        met = {True: "met", False: "missed", None: ""}
+        lines = [(*o.cells, met[o.met], o.cause if o.met is False else "") for o in self.outcomes(device)]
+        return table((*HEADER, "asked", "", "cause"), lines)
 
-def series(results: Results) -> str:
-    """Time against one size, with the exponent of the last step."""
-    lines = []
-    for name, points in plots.series(results).items():
-        exponent = plots.exponent(points)
-        for point in points:
-            one = "" if point.one_thread is None else f"{point.one_thread / point.seconds:.2f}x"
+    def everyone(self, workload: str) -> str:
+        """Everyone who ran a workload."""
+        lines, found = [], self.workloads[workload]
+        limit = COPY if self.has(workload, COPY) else GEMM
+        for name, facts in self.contenders(workload).items():
+            seconds, unit, against = self.median(workload, name), facts["unit"], facts["against"]
+            size, amount = max((self.amount(workload, name, key), key) for key in ("byte", "FLOP"))
+            ends = [text if n == 1 else f"{n:,} {text}" for text, n in facts.get("status", {}).items()]
             lines.append((
-                name, f"{point.size:,}", quantity(point.seconds, ""), one, f"{point.share:.1%}",
-                f"{exponent:.2f}" if point is points[-1] else "", command(f"{point.workload}-matconv_fast"),
+                facts["label"], "" if unit else quantity(seconds),
+                *(spread_text(self.faster(workload, name, against)) if against else ("", "")),
+                quantity(seconds, unit) if unit else quantity(seconds / size, amount) if size else "",
+                f"{self.share(workload, name, limit):.1%}" if size and not unit and self.has(workload, limit) else "",
+                f"{facts['iterations']:,}" if "iterations" in facts else "", ", ".join(ends),
+                quantity(facts["first_s"]) if "first_s" in facts else "",
             ))  # fmt: skip
-    header = ("size", "value", "time", "2 threads over 1", "of torch.mm", "fitted exponent", "run it")
-    return table(header, lines)
+        header = ("contender", f"time of one {found['unit']}", "matconv_fast is faster by")
+        return table((*header, "quartiles", "rate", "of the limit", "iterations", "status", "first"), lines)
+
+    def calls(self) -> str:
+        """The table of docs/call_overhead.md: a line a function."""
+        lines = []
+        for kind, name in itertools.product(CALLS, (OURS, "by_hand")):
+            if self.has(kind, name, "add"):
+                every = [kind + mode for mode in ALL_MODES]
+                cells = [quantity(self.median(work, name)) if self.has(work, name) else "" for work in every]
+                over = f"{1 / spread(self.faster(kind, 'add', name))[1]:.1f}"
+                lines.append((self.contenders(kind)[name]["label"], *cells, over))
+        header = ("eager", "gradient recorded", "forward and backward", "compiled", "eager time over one torch.add's")
+        return table(("call on 4 x 4", *header), lines)
+
+    def peaks(self) -> str:
+        lines = []
+        for workload, found in self.memory.items():
+            for name, extra in found["contenders"].items():
+                most, size = statistics.median(extra), found["residual_bytes"]
+                lines.append((workload, name, quantity(most, "bytes"), quantity(size, "bytes"), f"{most / size:.3f}"))
+        header = ("workload", "contender", "peak beyond inputs and results", "size of R", "ratio of sizes")
+        return table(header, lines)
+
+    def document(self, source: str) -> str:
+        """The written part of docs/benchmarks.md."""
+        machine, first = self.machine, next(iter(self.workloads))
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        device = f"`{source}`: {machine['device']}; {versions}; {len(self.seconds(first, OURS))} rounds."
+        parts = [device, "## Targets", self.targets()]
+        parts += ["![How many times faster than each, by n](speedup.svg)", "![Rates and the limits](roofline.svg)"]
+        for group, names in itertools.groupby(self.workloads, key=lambda name: self.workloads[name]["group"]):
+            parts += [f"## {group}", *(text for name in names for text in (f"### {name}", self.everyone(name)))]
+        parts += ["![Time against each size](scaling.svg)", "## Peak memory"]
+        return "\n\n".join([*parts, "![Peak memory beside the size of R](memory.svg)", self.peaks()])
+
+    def pages(self, source: str) -> dict[Path, str]:
+        """Whole pages, by file."""
+        texts = {"docs/benchmarks.md": self.document(source), "docs/call_overhead.md": self.calls()}
+        texts["README.md"] = table(HEADER, [o.cells[:6] for o in self.outcomes() if o.target.get("readme")])
+        return {ROOT / name: between_marks((ROOT / name).read_text(), text) for name, text in texts.items()}
 
 
-def memory(results: Results) -> str:
-    """Peaks."""
-    lines = []
-    for (workload, name), info in results.memory.items():
-        extra = spread(info["extra_bytes"])[1]
-        size = info["residual_bytes"]
-        lines.append((
-            workload, name, quantity(extra, "bytes"), quantity(size, "bytes"), f"{extra / size:.3f}",
-            command(f"{workload}-{name} and memory"),
-        ))  # fmt: skip
-    return table(("workload", "who", "extra at the peak", "R", "extra over R", "run it"), lines)
+def compare(new: Results, old: Results) -> list[Growth]:
+    """By the time over a GEMM's of the same turns: a slower machine slows both."""
+    found = []
+    for name, who in itertools.product(new.workloads, (OURS, f"{OURS}_adam")):
+        if all(results.has(name, who, GEMM) for results in (new, old)):
+            now, then = (spread([1 / r for r in results.faster(name, GEMM, who)]) for results in (new, old))
+            growth = now[1] / then[1]
+            slower = growth > ALLOWED and now[0] > then[2]
+            found.append((name if who == OURS else f"{name}, Adam", growth, slower))
+    return found
 
 
-TITLES = {
-    "N": "The notebook's runs, 4 x 4",
-    "Q": "The question's loops, 5 x 5",
-    "S": "Squares",
-    "B": "Batches",
-    "T": "Many rows on one M",
-    "R": "A regression: p far above n",
-    "F": "The loss and its gradients",
-    "D": "The distance of two matrices",
-    "call": "One call on 4 x 4",
-}
+def verdict(found: list[Growth], header: str) -> int:
+    """Print; 1 where something is slower, or nothing could be compared."""
+    slower = [name for name, _, is_slower in found if is_slower]
+    lines = [(name, f"{growth:.2f}", "slower" if is_slower else "") for name, growth, is_slower in found]
+    print(table(("workload", header, ""), lines))
+    print(f"\n{len(slower)} of {len(found)} workloads are slower{': ' * bool(slower)}{', '.join(slower)}")
+    return int(bool(slower) or not found)
 
 
-def document(results: Results, source: str) -> str:
-    """docs/benchmarks.md."""
-    machine = results.machine
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
-    rounds = len(next(iter(results.rows.values()))["seconds"])
-    parts = [
-        INTRODUCTION.format(
-            source=source, device=machine["device"], versions=versions, rounds=rounds
-        ),
-        "## The figures asked for", figures(results),
-        GPU, gpu_figures(),
-        "![How many times faster than each, by n](speedup.svg)",
-        "![Rates against the roofline](roofline.svg)",
-    ]  # fmt: skip
-    for key, title in TITLES.items():
-        mine = [w for w in results.workloads() if re.match(rf"{key}(\d|_|$)", w)]
-        if mine:
-            parts.append(f"## {title}")
-        for workload in mine:
-            parts += [f"### {workload}", providers(results, workload)]
-    if plots.series(results):
-        parts += ["## Scaling", "![Time against each size](scaling.svg)", series(results)]
-    if results.memory:
-        parts += ["## Memory", "![Peak memory beside R's size](memory.svg)", memory(results)]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-def main() -> None:
-    """Render."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("file", type=Path, help="what pytest --benchmark-only --benchmark-json wrote")
-    parser.add_argument("--readme", action="store_true", help="print README's table, write nothing")
-    parser.add_argument("--out", type=Path, default=DOCS, help="folder of benchmarks.md and the plots; default: docs")
-    arguments = parser.parse_args()
-    results = Results(json.loads(arguments.file.read_text()))
-    if arguments.readme:
-        print(readme(results))
-        return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    source = arguments.file.resolve()
-    shown = source.relative_to(ROOT) if source.is_relative_to(ROOT) else source.name
-    (arguments.out / "benchmarks.md").write_text(document(results, str(shown)))
-    plots.draw(results, arguments.out)
-    if arguments.out == DOCS:
-        page = (ROOT / "README.md").read_text()
-        begin, end = README_MARKS
-        before, rest = page.split(begin)
-        (ROOT / "README.md").write_text(f"{before}{begin}\n{readme(results)}\n{end}{rest.split(end)[1]}")
-
-
-if __name__ == "__main__":
-    main()
+def errors(data: dict[str, Any]) -> list[str]:
+    found = [(name, *row) for name, facts in data["workloads"].items() for row in facts["contenders"].items()]
+    return [f"{name}, {who}: {row['error']}" for name, who, row in found if "error" in row]

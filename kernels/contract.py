@@ -6,7 +6,6 @@ This module is the one source. ``tools/write_contract.py`` writes its constants 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -83,8 +82,7 @@ class Algorithm(NamedTuple):
     least_steps: int = 1
 
 
-@dataclass(frozen=True, eq=False)
-class StopCriteria:
+class StopCriteria(NamedTuple):
     """When each problem of a chunk stops; every tensor is ``[B]``.
 
     Attributes:
@@ -105,8 +103,7 @@ class StopCriteria:
         return cls(limit, threshold, torch.full_like(threshold, math.inf))
 
 
-@dataclass(frozen=True, eq=False)
-class Trace:
+class Trace(NamedTuple):
     """What a chunk records.
 
     Attributes:

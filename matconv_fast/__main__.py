@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and run what it asks for."""
     parser = argparse.ArgumentParser(prog="python -m matconv_fast", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="versions, devices, which path serves each, and why a path is missing")
+    commands.add_parser("info", help="versions, devices, the backend of each, and why a faster one is missing")
     demo = commands.add_parser("demo", help="the notebook's runs and the question's loops, against the plain loops")
     demo.add_argument("--pairs", type=int, default=5, help="timed pairs of a workload (default 5)")
     demo.add_argument("--report", type=Path, help="write an interactive HTML report here")

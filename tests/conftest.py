@@ -1,4 +1,4 @@
-"""Fixtures shared by the suite: every test that takes `backend` runs once on each implementation."""
+"""Fixtures shared by the suite: every test that takes `backend` runs once on each backend."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from matconv_fast._ops import backend as backend_module
 
 @pytest.fixture
 def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Set MATCONV_FAST_BACKEND as if the process had just started: it is read once, and some things are said once."""
+    """Set MATCONV_FAST_BACKEND as if the process had just started: it is read once, and a warning is given once."""
 
     def forget() -> None:
-        backend_module.forced.cache_clear()
-        backend_module.has_native.cache_clear()
-        backend_module.has_kernels.cache_clear()
-        backend_module.of.cache_clear()
-        backend_module.announce.cache_clear()
+        for cached in ("forced", "has_native", "has_kernels", "of", "announce"):
+            getattr(backend_module, cached).cache_clear()
 
     def set_to(value: str) -> None:
         monkeypatch.setenv("MATCONV_FAST_BACKEND", value)
@@ -33,8 +30,10 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
 
 def _patch_triton_once() -> None:
-    """The interpreter replaces the functions of ``triton.language`` at each launch, and at each call of one device
-    function by another: 3 ms every time, most of what interpreting costs. Here all of Triton is interpreted, always."""
+    """Patch ``triton.language`` for the interpreter once.
+
+    The interpreter does it at each launch and at each call of a device function, which takes 3 ms: most of its time.
+    """
     from triton.runtime import interpreter
 
     class Forever:
@@ -59,19 +58,26 @@ def _patch_triton_once() -> None:
 
 if backend_module.INTERPRETED:
     _patch_triton_once()
-    np.seterr(all="ignore")  # infinity - infinity is NaN on a GPU, too, and no warning
+    np.seterr(all="ignore")  # a GPU does not warn that infinity - infinity is NaN
 
-# With TRITON_INTERPRET=1 the Triton kernels are one more implementation: `make test-triton` takes its tests.
+# With TRITON_INTERPRET=1 the Triton kernels are one more backend: `make test-triton` selects its tests.
 BACKENDS = ["reference", "cpu", *(["triton"] if backend_module.INTERPRETED else [])]
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, force: Callable[[str], None]) -> str:
-    """Force one implementation; the kernels' own suite and the reference's are the same tests."""
+    """Force one backend: the same tests run on the kernels and on the reference."""
     if request.param == "triton" and request.node.get_closest_marker("long"):
         pytest.skip("thousands of iterations or calls take the interpreter minutes")
     force(request.param)
     return request.param
+
+
+@pytest.fixture
+def native(force: Callable[[str], None]) -> None:
+    """The C++ kernels serve the operators. Without the extension the test fails: the reference would pass it."""
+    force("cpu")
+    assert backend_module.of("cpu") == "cpu"
 
 
 @pytest.fixture

@@ -50,13 +50,13 @@ def tensors(shapes, requires_grad="XMY", dtype=torch.float64):
     return [t if t is None else t.requires_grad_(name in requires_grad) for name, t in zip("XMY", made, strict=True)]
 
 
-def both_orders(function, inputs, path, **options):
+def both_orders(function, inputs, backend, **options):
     """gradcheck and gradgradcheck by all the tensors among `inputs` that require a gradient.
 
     The second, and in Triton's interpreter the first, too, in fast mode: random projections of each Jacobian, from a
     fixed seed.
     """
-    options.setdefault("fast_mode", path == "triton")
+    options.setdefault("fast_mode", backend == "triton")
     given = [t for t in inputs if t is not None]
 
     def of_given(*tensors):

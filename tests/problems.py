@@ -1,4 +1,4 @@
-"""Problems with a known answer, and the plain loop that a solve must equal."""
+"""Problems with a known answer, and the plain loops that a solve must equal."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ def well_conditioned(n: int, *batch: int, dtype: torch.dtype = torch.float64, se
     return (A @ A.mT / max(n, 1) + torch.eye(n, dtype=torch.float64)).to(dtype)
 
 
+def small(n: int = 6, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """M and X0, ``[n, n]``."""
+    return well_conditioned(n, dtype=dtype), torch.rand(n, n, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def plain_gradient(R: Tensor, M: Tensor, loss: str) -> Tensor:
+    """The gradient of the loss by X; 0 at R = 0 and for a residual without elements."""
+    if loss == "fro":
+        return R @ M.T / (R.norm() if R.norm() > 0 else 1)
+    return 2 / (max(R.numel(), 1) if loss == "mse" else 1) * R @ M.T
+
+
 def plain_heavy_ball(
     X: Tensor, M: Tensor, Y: Tensor, lr: float, momentum: float, iterations: int, loss: str = "mse"
 ) -> tuple[list[Tensor], list[float]]:
@@ -22,14 +34,25 @@ def plain_heavy_ball(
     for _ in range(iterations):
         R = X @ M - Y
         norms.append(R.norm().item())
-        if loss == "mse":
-            G = 2 / R.numel() * R @ M.T
-        elif loss == "sse":
-            G = 2 * R @ M.T
-        else:
-            G = R @ M.T / R.norm()
-        V = momentum * V + G
+        V = momentum * V + plain_gradient(R, M, loss)
         X = X - lr * V
         iterates.append(X)
     norms.append((X @ M - Y).norm().item())
+    return iterates, norms
+
+
+def plain_adam(
+    X: Tensor, M: Tensor, Y: Tensor, lr: float, b1: float, b2: float, eps: float, iterations: int, loss: str = "mse"
+) -> tuple[list[Tensor], list[float]]:
+    """As `plain_heavy_ball`, by ``torch.optim.Adam``."""
+    variable = X.clone().requires_grad_()
+    optimizer = torch.optim.Adam([variable], lr=lr, betas=(b1, b2), eps=eps)
+    iterates, norms = [X], []
+    for _ in range(iterations):
+        R = iterates[-1] @ M - Y
+        norms.append(R.norm().item())
+        variable.grad = plain_gradient(R, M, loss)
+        optimizer.step()
+        iterates.append(variable.detach().clone())
+    norms.append((iterates[-1] @ M - Y).norm().item())
     return iterates, norms

@@ -1,14 +1,18 @@
-// Drives the CPU kernels over random shapes under the sanitizers (make sanitize), against plain loops in float64: every
-// instruction set that the processor has, and the 64-byte layout of AVX-512 in whatever instructions there are.
+// Runs the CPU kernels on random shapes under the sanitizers (make sanitize) and compares them with plain loops in
+// float64: every rule in every algorithm, on every instruction set of the processor, and on the 64-byte layout of
+// AVX-512 in baseline instructions.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <random>
 #include <thread>
 #include <vector>
 
+#include "../kernels/cpu/choose_algorithm.h"
+#include "../kernels/cpu/contract.h"
 #include "../kernels/cpu/finish_chunk.h"
 #include "../kernels/cpu/kernels.h"
 
@@ -53,153 +57,211 @@ bool near(T found, double wanted) {
   return std::fabs(found - wanted) <= 300 * std::numeric_limits<T>::epsilon() * (1 + std::fabs(wanted));
 }
 
-enum class Rule { heavy_ball, adam };
+// A rule with the hyperparameters of its problems: `update` is that of one element in float64, independent of rules.h.
+// A rule without one still runs, and its slabs are compared with each other.
+struct Rule {
+  const char* name;
+  std::vector<double> hyper;
+  void (*update)(const std::vector<double>& hyper, double step, double G, double& x, double* state);
+};
+
+const Rule kRules[] = {
+    {"heavy_ball",
+     {0.01, 0.5},
+     [](const std::vector<double>& h, double, double G, double& x, double* state) {
+       state[0] = h[1] * state[0] + G;
+       x -= h[0] * state[0];
+     }},
+    {"adam",
+     {0.01, 0.9, 0.99, 1e-3},
+     [](const std::vector<double>& h, double step, double G, double& x, double* state) {
+       state[0] = h[1] * state[0] + (1 - h[1]) * G, state[1] = h[2] * state[1] + (1 - h[2]) * G * G;
+       const double c1 = 1 - std::pow(h[1], step), c2 = 1 - std::pow(h[2], step);
+       x -= h[0] * (state[0] / c1) / (std::sqrt(state[1] / c2) + h[3]);
+     }},
+};
 
 template <typename T>
-struct Problem {
-  int64_t m, n, p, limit;
-  bool product, unit, once = draw(0, 3) == 0;
-  std::vector<T> X, V, S, M, Y;
-  std::vector<double> sums;
-  T lr = T(0.01), momentum = T(0.5), scale = T(0.1);
+Rule plain_rule(const mcf::RuleKernels<T>& kernels) {
+  for (const Rule& rule : kRules)
+    if (std::strcmp(kernels.name, rule.name) == 0) return rule;
+  return {kernels.name, std::vector<double>(kernels.hypers, 0.01), nullptr};
+}
 
-  Problem(int64_t m, int64_t n, int64_t p, bool product, bool unit)
-      : m(m),
-        n(n),
-        p(product ? p : n),
-        limit(draw(0, 4)),
-        product(product),
-        unit(unit),
-        X(random<T>(m * n)),
-        V(random<T>(m * n)),
-        S(m * n, T(0.5)),
-        M(random<T>(product ? n * p : 0)),
-        Y(random<T>(m * this->p)),
-        sums(limit + 1) {}
+// A batch of problems with random numbers, limits and steps, and its memory.
+template <typename T>
+struct Problems {
+  mcf::Shape f;
+  int64_t size, columns = 5;
+  int states;
+  Rule rule;
+  std::vector<T> X, M, Y, state[mcf::kMaxStates];
+  std::vector<double> sums, threshold, bail, hyper;
+  std::vector<int64_t> limit, step, steps_done;
+  T scale = T(0.1);
 
-  mcf::Descent<T> arguments() {
-    mcf::Descent<T> q = {};
-    q.X = X.data(), q.V = V.data(), q.S = S.data(), q.M = M.data(), q.Y = Y.data(), q.m = m, q.n = n, q.p = p;
-    q.lr = lr, q.momentum = momentum, q.scale = unit ? T(1) : scale, q.product = product, q.unit = unit, q.once = once;
-    q.first_decay = 0.9, q.second_decay = 0.99, q.eps = 1e-3, q.made = 2;
-    q.limit = limit, q.last_sum = true, q.threshold = -1, q.bail = INFINITY, q.sums = sums.data();
-    return q;
+  Problems(const mcf::Shape& f, int64_t size, const mcf::RuleKernels<T>& kernels)
+      : f(f),
+        size(size),
+        states(kernels.states),
+        rule(plain_rule(kernels)),
+        X(random<T>(size * f.m * f.n)),
+        M(random<T>(f.product ? size * f.n * f.p : 0)),
+        Y(random<T>(size * f.m * f.p)),
+        sums(size * columns),
+        threshold(size, -1.0),
+        bail(size, INFINITY),
+        limit(size),
+        step(size),
+        steps_done(size) {
+    for (int k = 0; k < states; ++k) {
+      state[k] = random<T>(size * f.m * f.n);
+      for (T& s : state[k]) s = k ? std::fabs(s) : s;  // a second moment is not negative
+    }
+    for (const double h : rule.hyper) hyper.insert(hyper.end(), size, h);
+    for (int64_t b = 0; b < size; ++b) limit[b] = draw(size > 1 ? -1 : 0, columns - 1), step[b] = draw(0, 5);
+    if (f.coupled) scale = 1;
   }
 
-  // The same in float64, one entry at a time.
-  void plain(Rule rule, std::vector<double>& x, std::vector<double>& sum_of) const {
-    x.assign(X.begin(), X.end());
-    std::vector<double> v(V.begin(), V.end()), s(S.begin(), S.end()), r(m * p);
-    for (int64_t k = 0;; ++k) {
+  mcf::DescentBatch<T> arguments() {
+    mcf::DescentBatch<T> all = {};
+    mcf::Descent<T>& q = all.first;
+    static_cast<mcf::Shape&>(q) = f;
+    q.X = X.data(), q.M = M.data(), q.Y = Y.data(), q.scale = scale, q.last_sum = q.stops = true;
+    for (int k = 0; k < states; ++k) q.state[k] = state[k].data();
+    q.hyper = {hyper.data(), size};
+    all.size = size, all.hyper_stride = 1, all.step = step.data();
+    all.M_stride = f.product ? f.n * f.p : 0, all.Y_stride = f.m * f.p;
+    all.criteria = {limit.data(), threshold.data(), bail.data()};
+    all.trace = {sums.data(), columns, steps_done.data()};
+    return all;
+  }
+
+  // Runs problem b in float64, one element at a time, and compares with `found`.
+  void compare(const Problems& found, int64_t b, const char* what, const char* isa) const {
+    if (!rule.update) return;
+    const int64_t m = f.m, n = f.n, p = f.p;
+    std::vector<double> x(X.begin() + b * m * n, X.begin() + (b + 1) * m * n), r(m * p), s(m * n * states);
+    for (int64_t i = 0; i < m * n; ++i)
+      for (int k = 0; k < states; ++k) s[i * states + k] = state[k][b * m * n + i];
+    const T *a = M.data() + b * n * p, *y = Y.data() + b * m * p;
+    for (int64_t j = 0;; ++j) {
       double sum = 0;
       for (int64_t i = 0; i < m; ++i)
-        for (int64_t j = 0; j < p; ++j) {
-          double value = -double(Y[i * p + j]) + (product ? 0 : x[i * n + j]);
-          for (int64_t q = 0; product && q < n; ++q) value += x[i * n + q] * M[q * p + j];
-          r[i * p + j] = value, sum += value * value;
+        for (int64_t c = 0; c < p; ++c) {
+          double value = -double(y[i * p + c]) + (f.product ? 0 : x[i * n + c]);
+          for (int64_t q = 0; f.product && q < n; ++q) value += x[i * n + q] * a[q * p + c];
+          r[i * p + c] = value, sum += value * value;
         }
-      sum_of.push_back(sum);
-      if (k == limit) return;
-      const double c = unit ? (sum > 0 ? 1 / std::sqrt(sum) : 0) : double(scale);
-      const double c1 = 1 - std::pow(0.9, k + 3), c2 = 1 - std::pow(0.99, k + 3);
+      if (limit[b] >= 0) expect(near(T(found.sums[b * columns + j]), sum), what, isa, m, n, p);
+      if (j >= limit[b]) break;
+      const double c = f.coupled ? (sum > 0 ? 1 / std::sqrt(sum) : 0) : double(scale);
       for (int64_t i = 0; i < m; ++i)
-        for (int64_t j = 0; j < n; ++j) {
-          double gradient = product ? 0 : r[i * p + j];
-          for (int64_t q = 0; product && q < p; ++q) gradient += r[i * p + q] * M[j * p + q];
-          gradient *= c;
-          double &first = v[i * n + j], &second = s[i * n + j];
-          if (rule == Rule::heavy_ball) {
-            first = double(momentum) * first + gradient;
-            x[i * n + j] -= double(lr) * first;
-          } else {
-            first = 0.9 * first + 0.1 * gradient, second = 0.99 * second + 0.01 * gradient * gradient;
-            x[i * n + j] -= double(lr) * (first / c1) / (std::sqrt(second / c2) + 1e-3);
-          }
+        for (int64_t k = 0; k < n; ++k) {
+          double G = f.product ? 0 : r[i * p + k];
+          for (int64_t q = 0; f.product && q < p; ++q) G += r[i * p + q] * a[k * p + q];
+          rule.update(rule.hyper, double(step[b] + j + 1), c * G, x[i * n + k], &s[(i * n + k) * states]);
         }
+    }
+    for (int64_t i = 0; i < m * n; ++i) {
+      expect(near(found.X[b * m * n + i], x[i]), what, isa, m, n, p);
+      for (int k = 0; k < states; ++k)
+        expect(near(found.state[k][b * m * n + i], s[i * states + k]), what, isa, m, n, p);
     }
   }
 };
 
+// A problem by one algorithm that works on slabs: all slabs on one thread, then every slab on a thread of its own.
 template <typename T>
-void advance(const char* isa, const mcf::AdvanceKernels<T>& kernels, Rule rule, int64_t m, int64_t n, int64_t p,
-             bool product, bool unit) {
-  const mcf::Runners<T>& runners = rule == Rule::adam ? kernels.adam : kernels.heavy_ball;
-  const int64_t buffers = rule == Rule::adam ? 3 : 1;
-  Problem<T> together(m, n, p, product, unit);
-  p = together.p;
-  auto packed = aligned<T>(product ? kernels.packed_elements(together.arguments()) : 0);
-  auto work = aligned<T>(kernels.workspace_elements(together.arguments(), buffers, false));
+void by_slabs(const char* isa, const mcf::AdvanceKernels<T>& kernels, const mcf::RuleKernels<T>& rule,
+              const mcf::Shape& f, mcf::Algorithm algorithm) {
+  if (mcf::unmet_need(algorithm, f)) return;
+  const mcf::SlabAlgorithm slab_algorithm = mcf::slab_algorithm(algorithm);
+  const mcf::SlabLayout<T>& layout = kernels.layouts[slab_algorithm];
+  const mcf::SlabRunner<T>& runner = rule.slabs[slab_algorithm];
+  const Problems<T> start(f, 1, rule);
+  Problems<T> whole = start, parallel = start;
+  auto packed = aligned<T>(f.product ? layout.packed_elements(f) : 0);
+  auto work = aligned<T>(layout.workspace_elements(f, rule.states, false));
   const int64_t parts = draw(1, 4);
-  for (int64_t part = 0; product && part < parts; ++part)
-    kernels.pack(together.M.data(), together.arguments(), together.arguments().scale, packed.get(), true, part, parts);
-  std::vector<double> x, sums;
-  together.plain(rule, x, sums);
-  Problem<T> alone = together;
+  for (int64_t part = 0; f.product && part < parts; ++part)
+    layout.pack(start.M.data(), f, start.scale, packed.get(), true, part, parts);
 
-  expect(runners.lockstep(together.arguments(), packed.get(), work.get()) == together.limit, "updates", isa, m, n, p);
-  for (int64_t i = 0; i < m * n; ++i) expect(near(together.X[i], x[i]), "X", isa, m, n, p);
-  for (size_t k = 0; k < sums.size(); ++k) expect(near(T(together.sums[k]), sums[k]), "sum", isa, m, n, p);
-  if (unit) return;
+  const char* name = mcf::kAlgorithms[static_cast<int>(algorithm)].name;
+  const int64_t limit = start.limit[0];
+  expect(runner.whole(whole.arguments()[0], packed.get(), work.get()) == limit, name, isa, f.m, f.n, f.p);
+  start.compare(whole, 0, name, isa);
+  if (f.coupled || !runner.slab) return;
 
-  const int64_t slabs = kernels.slabs(together.arguments());
-  std::vector<std::vector<double>> partial(slabs, std::vector<double>(together.limit + 1));
-  std::vector<std::thread> threads;  // every slab at once: what they share is read only
+  const int64_t slabs = layout.slabs(f);
+  std::vector<std::vector<double>> partial(slabs, std::vector<double>(start.columns));
+  std::vector<std::thread> threads;  // every slab at once: they only read what they share
   for (int64_t slab = 0; slab < slabs; ++slab)
     threads.emplace_back([&, slab] {
-      auto own = aligned<T>(kernels.workspace_elements(together.arguments(), buffers, true));
-      mcf::Descent<T> q = alone.arguments();
-      q.sums = partial[slab].data();
-      runners.alone(q, slab, packed.get(), own.get());
+      auto own = aligned<T>(layout.workspace_elements(f, rule.states, true));
+      mcf::Descent<T> q = parallel.arguments()[0];
+      q.sums = partial[slab].data(), q.stops = false;
+      runner.slab(q, slab, packed.get(), own.get());
     });
   for (std::thread& thread : threads) thread.join();
-  expect(alone.X == together.X && alone.V == together.V, "slabs alone", isa, m, n, p);
-  for (int64_t k = 0; k <= together.limit; ++k) {
+  expect(parallel.X == whole.X, "slabs in parallel", isa, f.m, f.n, f.p);
+  for (int k = 0; k < rule.states; ++k)
+    expect(parallel.state[k] == whole.state[k], "states of slabs in parallel", isa, f.m, f.n, f.p);
+  for (int64_t j = 0; j <= limit; ++j) {
     double sum = 0;
-    for (int64_t slab = 0; slab < slabs; ++slab) sum += partial[slab][k];
-    expect(sum == together.sums[k], "sum of slabs", isa, m, n, p);
+    for (int64_t slab = 0; slab < slabs; ++slab) sum += partial[slab][j];
+    expect(sum == whole.sums[j], "sum of slabs", isa, f.m, f.n, f.p);
   }
 }
 
-// A batch whose problems stop after different numbers of updates, some of them left alone.
 template <typename T>
-void lanes(const char* isa, const mcf::AdvanceKernels<T>& kernels, int64_t m, int64_t n, int64_t p, bool unit) {
-  const int64_t size = draw(0, 40), columns = 6;
-  Problem<T> all(size * m, n, p, true, unit);
-  all.M = random<T>(size * n * p);
-  std::vector<double> sums(size * columns), never(size, -1.0), bail(size, INFINITY);
-  std::vector<T> lr(size, all.lr), momentum(size, all.momentum);
-  std::vector<int64_t> limit(size), taken(size);
-  for (int64_t& l : limit) l = draw(-1, columns - 1);
-  const std::vector<T> X = all.X, V = all.V;
+void by_all_slabs(const char* isa, const mcf::AdvanceKernels<T>& kernels, const mcf::RuleKernels<T>& rule,
+                  const mcf::Shape& f) {
+  for (const mcf::Algorithm a :
+       {mcf::Algorithm::kTiny, mcf::Algorithm::kSmall, mcf::Algorithm::kRows, mcf::Algorithm::kBlocks})
+    by_slabs(isa, kernels, rule, f, a);
+}
 
-  mcf::DescentBatch<T> batch = {};
-  batch.first = all.arguments(), batch.first.m = m, batch.first.S = nullptr, batch.first.sums = sums.data();
-  batch.M_stride = n * p, batch.Y_stride = m * p, batch.columns = columns, batch.lr = lr.data();
-  batch.momentum = momentum.data(), batch.limit = limit.data(), batch.threshold = never.data();
-  batch.bail = bail.data(), batch.taken = taken.data();
-  mcf::Queue queue{size};
-  std::vector<std::thread> threads;
-  for (int k = 0; k < 2; ++k)
-    threads.emplace_back([&] {
-      auto work = aligned<T>(kernels.lanes_elements(m, n, p));
-      kernels.lanes(batch, queue, work.get());
-    });
-  for (std::thread& thread : threads) thread.join();
+// A batch in lanes, drawn from one queue by two threads. Its problems stop after different numbers of updates, and some
+// do not run.
+template <typename T>
+void by_lanes(const char* isa, const mcf::AdvanceKernels<T>& kernels, const mcf::RuleKernels<T>& rule,
+              const mcf::Shape& f) {
+  const Problems<T> start(f, draw(0, 40), rule);
+  Problems<T> found = start;
+  const mcf::DescentBatch<T> batch = found.arguments();
+  mcf::Queue queue{start.size};
+  const auto run = [&] {
+    auto work = aligned<T>(kernels.lanes_elements(f, rule.states));
+    rule.lanes(batch, queue, work.get());
+  };
+  std::thread other(run);
+  run();
+  other.join();
+  for (int64_t b = 0; b < start.size; ++b) {
+    start.compare(found, b, "lanes", isa);
+    if (start.limit[b] >= 0) expect(found.steps_done[b] == start.limit[b], "updates in lanes", isa, f.m, f.n, f.p);
+  }
+}
 
-  for (int64_t b = 0; b < size; ++b) {
-    Problem<T> one(m, n, p, true, unit);
-    const auto part = [b](const std::vector<T>& from, int64_t count) {
-      return std::vector<T>(from.begin() + b * count, from.begin() + (b + 1) * count);
-    };
-    one.X = part(X, m * n), one.V = part(V, m * n), one.M = part(all.M, n * p), one.Y = part(all.Y, m * p);
-    one.limit = limit[b] < 0 ? 0 : limit[b];
-    if (unit) one.scale = 1;
-    std::vector<double> x, wanted;
-    one.plain(Rule::heavy_ball, x, wanted);
-    for (int64_t i = 0; i < m * n; ++i) expect(near(all.X[b * m * n + i], x[i]), "X in lanes", isa, m, n, p);
-    for (int64_t k = 0; k <= limit[b]; ++k)
-      expect(near(T(sums[b * columns + k]), wanted[k]), "sum in lanes", isa, m, n, p);
-    if (limit[b] >= 0) expect(taken[b] == limit[b], "updates in lanes", isa, m, n, p);
+// The sweep of algorithm gemm, on random parts of the elements.
+template <typename T>
+void by_sweep(const char* isa, const mcf::RuleKernels<T>& rule, int64_t n) {
+  Problems<T> start({1, n, n, false, false}, 1, rule);
+  Problems<T> found = start;
+  const std::vector<T> G = random<T>(n);
+  const mcf::Descent<T> q = found.arguments()[0];
+  const double decay = rule.decay(q);
+  for (int64_t k = 0; rule.accumulates && k < n; ++k) found.state[0][k] = T(decay * found.state[0][k] + G[k]);
+  const int64_t cut = draw(0, n);
+  rule.sweep(q, 2, rule.accumulates ? nullptr : G.data(), 0, cut);
+  rule.sweep(q, 2, rule.accumulates ? nullptr : G.data(), cut, n - cut);
+  for (int64_t k = 0; start.rule.update && k < n; ++k) {
+    double x = start.X[k], state[mcf::kMaxStates];
+    for (int s = 0; s < rule.states; ++s) state[s] = start.state[s][k];
+    start.rule.update(start.rule.hyper, double(start.step[0] + 3), G[k], x, state);
+    expect(near(found.X[k], x), "sweep of X", isa, n, 0, 0);
+    for (int s = 0; s < rule.states; ++s) expect(near(found.state[s][k], state[s]), "sweep of a state", isa, n, 0, 0);
   }
 }
 
@@ -236,24 +298,13 @@ void loss(const char* isa, const mcf::LossKernels<T>& kernels, int64_t m, int64_
 }
 
 template <typename T>
-void sweeps(const char* isa, const mcf::SweepKernels<T>& kernels, int64_t n) {
-  std::vector<T> R = random<T>(n), X = random<T>(n), V = random<T>(n), S(n, T(0.5));
-  const std::vector<T> Y = random<T>(n), before = R, start = X;
+void residual_sweep(const char* isa, const mcf::SweepKernels<T>& kernels, int64_t n) {
+  std::vector<T> R = random<T>(n);
+  const std::vector<T> Y = random<T>(n), before = R;
   double sum = 0;
   for (int64_t k = 0; k < n; ++k) sum += double(R[k] - Y[k]) * double(R[k] - Y[k]);
   expect(near(T(kernels.residual(R.data(), Y.data(), n)), sum), "sweep of squares", isa, n, 0, 0);
   for (int64_t k = 0; k < n; ++k) expect(R[k] == before[k] - Y[k], "sweep of a residual", isa, n, 0, 0);
-  kernels.descend(X.data(), V.data(), T(0.5), n);
-  for (int64_t k = 0; k < n; ++k) expect(near(X[k], start[k] - 0.5 * V[k]), "sweep down", isa, n, 0, 0);
-  Problem<T> problem(1, n, n, false, false);
-  const std::vector<T> x = X, v = V;
-  kernels.adam(problem.arguments(), 0, X.data(), V.data(), S.data(), Y.data(), n);
-  for (int64_t k = 0; k < n; ++k) {
-    const double first = 0.9 * v[k] + 0.1 * Y[k], second = 0.99 * 0.5 + 0.01 * Y[k] * Y[k];
-    const double c1 = 1 - std::pow(0.9, 3), c2 = 1 - std::pow(0.99, 3);
-    const double wanted = x[k] - double(problem.lr) * (first / c1) / (std::sqrt(second / c2) + 1e-3);
-    expect(near(X[k], wanted) && near(V[k], first) && near(S[k], second), "sweep of Adam", isa, n, 0, 0);
-  }
 }
 
 template <typename T>
@@ -271,21 +322,25 @@ void distance(const char* isa, const mcf::DistanceKernels<T>& kernels, int64_t n
 
 template <typename T>
 void drive(const char* isa, const mcf::TypedKernels<T>& kernels) {
-  for (const Rule rule : {Rule::heavy_ball, Rule::adam}) {
+  const auto shape = [](int64_t m, int64_t n, int64_t p, bool product, bool coupled) {
+    return mcf::Shape{m, n, product ? p : n, product, coupled};
+  };
+  for (int i = 0; i < kernels.advance.rule_count; ++i) {
+    const mcf::RuleKernels<T>& rule = kernels.advance.rules[i];
+    const auto slabs = [&](const mcf::Shape& f) { by_all_slabs(isa, kernels.advance, rule, f); };
     for (int64_t m = 0; m <= 5; ++m)
       for (int64_t n = 0; n <= 5; ++n)
-        for (int64_t p = 0; p <= 5; ++p) advance(isa, kernels.advance, rule, m, n, p, true, (m + n + p) % 2);
-    for (int64_t k = 0; k < 40; ++k)
-      advance(isa, kernels.advance, rule, draw(0, 26), draw(0, 17), draw(0, 17), true, k % 3 == 0);
-    for (int64_t k = 0; k < 40; ++k)
-      advance(isa, kernels.advance, rule, draw(0, 90), draw(0, 40), draw(0, 40), k % 4 != 0, k % 3 == 0);
-    advance(isa, kernels.advance, rule, 100, 130, 140, true, false);
+        for (int64_t p = 0; p <= 5; ++p) slabs(shape(m, n, p, true, (m + n + p) % 2));
+    for (int64_t k = 0; k < 40; ++k) {
+      slabs(shape(draw(0, 26), draw(0, 17), draw(0, 17), true, k % 3 == 0));
+      slabs(shape(draw(0, 90), draw(0, 40), draw(0, 40), k % 4 != 0, k % 3 == 0));
+      by_lanes(isa, kernels.advance, rule, shape(draw(0, 9), draw(0, 9), draw(0, 9), true, k % 3 == 0));
+    }
+    slabs(shape(100, 130, 140, true, false));
+    for (int64_t n = 0; n < 100; ++n) by_sweep(isa, rule, n);
   }
-  for (int64_t k = 0; k < 40; ++k) {
-    lanes(isa, kernels.advance, draw(0, 9), draw(0, 9), draw(0, 9), k % 3 == 0);
-    loss(isa, kernels.loss, draw(0, 30), draw(0, 30), draw(0, 30), k % 4 != 0);
-  }
-  for (int64_t n = 0; n < 200; ++n) distance(isa, kernels.distance, n), sweeps(isa, kernels.sweep, n);
+  for (int64_t k = 0; k < 40; ++k) loss(isa, kernels.loss, draw(0, 30), draw(0, 30), draw(0, 30), k % 4 != 0);
+  for (int64_t n = 0; n < 200; ++n) distance(isa, kernels.distance, n), residual_sweep(isa, kernels.sweep, n);
 }
 
 void chunks() {
@@ -293,13 +348,14 @@ void chunks() {
     const int64_t batch = draw(0, 5), columns = draw(1, 6);
     const std::vector<double> sums = random<double>(batch * columns), Y(batch, 1.0), threshold(batch, -0.9);
     std::vector<double> bail(batch, 0.9), last(batch), best(batch, NAN);
-    std::vector<int64_t> taken(batch), updates(batch), status(batch, -1), again(batch);
-    for (int64_t& t : taken) t = draw(0, columns - 1);
-    const mcf::FinishChunk chunk = {columns,        sums.data(),   taken.data(), threshold.data(),
-                                    Y.data(),       bail.data(),   last.data(),  best.data(),
-                                    updates.data(), status.data(), again.data()};
+    std::vector<int64_t> steps_done(batch), updates(batch), status(batch, mcf::kStatusRunning), replay_to(batch);
+    for (int64_t& t : steps_done) t = draw(0, columns - 1);
+    const mcf::FinishChunk chunk = {columns,        sums.data(),   steps_done.data(), threshold.data(),
+                                    Y.data(),       bail.data(),   last.data(),       best.data(),
+                                    updates.data(), status.data(), replay_to.data()};
     mcf::finish_chunk(chunk, 0, batch / 2), mcf::finish_chunk(chunk, batch / 2, batch);
-    for (int64_t b = 0; b < batch; ++b) expect(updates[b] <= taken[b] && again[b] < taken[b], "chunk", "", batch, 0, 0);
+    for (int64_t b = 0; b < batch; ++b)
+      expect(updates[b] <= steps_done[b] && replay_to[b] < steps_done[b], "chunk", "", batch, 0, 0);
   }
 }
 

@@ -1,216 +1,180 @@
-"""The contract under every solver, on each implementation: `heavy_ball_advance`."""
+"""The contract of `advance`, by each algorithm and rule: against plain loops, in chunks, with limits and stops."""
 
 from __future__ import annotations
 
-import math
-from functools import partial
-
 import pytest
 import torch
-from problems import plain_heavy_ball, well_conditioned
+from advance_calls import ALGORITHMS, HYPER, NATIVE, PLAIN, advance, case, runs
+from matconv_fast.kernels.contract import LOSSES
+from problems import well_conditioned
 
-from matconv_fast import _reference
 from matconv_fast._ops.backend import cpu as launch
 
 SIZES = [0, 1, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 31, 33]
-LR, MOMENTUM = 0.05, 0.8
 
 
-def call(implementation, X, V, M, Y, limit, steps, loss="mse", threshold=-1.0, bail=math.inf, lr=LR, momentum=MOMENTUM):
-    """Run one chunk on copies; everything that it wrote."""
-    batch = X.shape[0]
-    X, V = X.clone(), V.clone()
-    sums = torch.full((batch, steps + 1), -1.0, dtype=torch.float64)
-    taken = torch.full((batch,), -7, dtype=torch.int64)
-
-    def per_problem(value, dtype):
-        return value if isinstance(value, torch.Tensor) else torch.full((batch,), value, dtype=dtype)
-
-    implementation(
-        X, V, M, Y, per_problem(lr, X.dtype), per_problem(momentum, X.dtype), per_problem(limit, torch.int64),
-        per_problem(threshold, torch.float64), per_problem(bail, torch.float64), sums, taken, None,
-        _reference.LOSSES.index(loss),
-    )  # fmt: skip
-    visited = torch.arange(steps + 1) <= taken[:, None]
-    left_alone = (limit < 0)[:, None] if isinstance(limit, torch.Tensor) else False
-    return X, V, torch.where(visited & ~torch.as_tensor(left_alone), sums, torch.nan), taken
+def shapes(size):
+    """(m, n, p): each of them ``size``, and one of them, beside small ones."""
+    return [
+        (size, size, size), (size, 5, 3), (3, size, 5), (5, 3, size), (size, 2, 3), (3, size, 2), (2, 3, size)
+    ]  # fmt: skip
 
 
-IMPLEMENTATIONS = {
-    "reference": partial(_reference.heavy_ball_advance, way=0),
-    **{
-        f"cpu, {name}": partial(torch.ops.matconv_fast.heavy_ball_advance, way=way)
-        for way, name in enumerate(launch.WAYS)
-    },
-}
-COUPLED = [name for name in IMPLEMENTATIONS if name != "cpu, alone"]  # whose rows may depend on each other
+def on(*sizes):
+    """Each algorithm with each of the sizes that it can run."""
+    pairs = [(name, n) for name in ALGORITHMS for n in sizes if any(runs(name, *shape) for shape in shapes(n))]
+    return pytest.mark.parametrize(("algorithm", "size"), pairs)
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def advance(request):
-    return IMPLEMENTATIONS[request.param]
+def square(*sizes):
+    """As `on`, for square problems alone."""
+    pairs = [(name, n) for name in ALGORITHMS for n in sizes if runs(name, n, n, n)]
+    return pytest.mark.parametrize(("algorithm", "size"), pairs)
 
 
-def problem(batch, m, n, p, dtype, generator):
-    def rand(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    return rand(batch, m, n), rand(batch, m, n), rand(batch, n, p) / max(n, 1) ** 0.5, rand(batch, m, p)
+every_rule = pytest.mark.parametrize("rule", HYPER)
 
 
-@pytest.mark.parametrize("loss", ["mse", "sse"])
-@pytest.mark.parametrize("size", SIZES)
-def test_equals_a_plain_loop_in_float64(advance, loss, size, generator):
-    for m, n, p in ((size, size, size), (size, 5, 3), (3, size, 5), (5, 3, size)):
-        X, V, M, Y = problem(2, m, n, p, torch.float64, generator)
-        Xk, _, sums, taken = call(advance, X, torch.zeros_like(V), M, Y, 6, 6, loss, lr=1e-3)
-        assert taken.tolist() == [6, 6]
-        for b in range(2):
-            scale = 1 if m * p else 0  # the plain loop's mse divides by zero where there is nothing
-            iterates, norms = (
-                plain_heavy_ball(X[b], M[b], Y[b], 1e-3, MOMENTUM, 6, loss) if scale else ([X[b]] * 7, [0.0] * 7)
-            )
-            torch.testing.assert_close(Xk[b], iterates[-1], rtol=1e-12, atol=1e-12)
-            torch.testing.assert_close(sums[b].sqrt(), torch.tensor(norms, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+def test_every_algorithm_is_tested():
+    assert {algorithm.name for algorithm in launch.algorithms()} == set(NATIVE)
 
 
-@pytest.mark.parametrize("size", [4, 8, 13, 33])
-def test_float32_is_as_near_to_the_truth_as_plain_torch(advance, size, generator):
-    M = well_conditioned(size)[None]
-    Y = torch.eye(size, dtype=torch.float64)[None]
+def assert_is_the_plain_loop(chunk, given, rule, steps, loss="mse", hyper=None):
+    """``chunk`` is that of a fresh state, in float64."""
+    for b in range(len(given.X)):
+        M = torch.eye(given.Y.shape[2], dtype=torch.float64) if given.M is None else given.M[b]
+        values = [float(v[b]) if isinstance(v, torch.Tensor) else v for v in hyper or HYPER[rule]]
+        iterates, norms = PLAIN[rule](given.X[b], M, given.Y[b], *values, steps, loss)
+        torch.testing.assert_close(chunk.X[b], iterates[-1], rtol=1e-12, atol=1e-12)
+        expected = torch.tensor(norms, dtype=torch.float64)
+        torch.testing.assert_close(chunk.sums[b].sqrt(), expected, rtol=1e-12, atol=1e-12)
+
+
+@every_rule
+@on(*SIZES)
+def test_equals_a_plain_loop_in_float64(algorithm, rule, size, generator):
+    for shape in shapes(size):
+        for loss in LOSSES:
+            if runs(algorithm, *shape, coupled=loss == "fro"):
+                given = case(rule, (2, *shape), torch.float64, generator).fresh()
+                chunk = advance(algorithm, given, 6, rule=rule, loss=loss)
+                assert chunk.steps_done.tolist() == [6, 6]
+                assert_is_the_plain_loop(chunk, given, rule, 6, loss)
+
+
+@every_rule
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 4), (17, 33), (100, 65)])
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if runs(name, 1, 1, 1, product=False)])
+def test_without_M_it_iterates_on_the_difference(algorithm, rule, loss, shape, generator):
+    if not runs(algorithm, *shape, shape[1], product=False, coupled=loss == "fro"):
+        pytest.skip("fro couples the rows")
+    given = case(rule, (2, *shape, shape[1]), torch.float64, generator).fresh()._replace(M=None)
+    hyper = {"heavy_ball": (0.1, 0.5)}.get(rule)
+    chunk = advance(algorithm, given, 6, rule=rule, loss=loss, hyper=hyper)
+    assert_is_the_plain_loop(chunk, given, rule, 6, loss, hyper)
+
+
+@every_rule
+@square(4, 8, 13, 33)
+def test_float32_is_as_near_to_the_truth_as_plain_torch(algorithm, rule, size, generator):
+    hyper = {"heavy_ball": (0.05, 0.8)}.get(rule, HYPER[rule])
+    M, Y = well_conditioned(size)[None], torch.eye(size, dtype=torch.float64)[None]
     X = torch.rand(1, size, size, generator=generator, dtype=torch.float64)
-    truth, _ = plain_heavy_ball(X[0], M[0], Y[0], LR, MOMENTUM, 50)
-    plain, _ = plain_heavy_ball(X[0].float(), M[0].float(), Y[0].float(), LR, MOMENTUM, 50)
-    ours, *_ = call(advance, X.float(), torch.zeros(1, size, size), M.float(), Y.float(), 50, 50)
+    truth, _ = PLAIN[rule](X[0], M[0], Y[0], *hyper, 50)
+    plain, _ = PLAIN[rule](X[0].float(), M[0].float(), Y[0].float(), *hyper, 50)
+    given = case(rule, (1, size, size, size), torch.float32, generator).fresh()
+    ours = advance(algorithm, given._replace(X=X.float(), M=M.float(), Y=Y.float()), 50, rule=rule, hyper=hyper)
     allowance = 2 * (plain[-1] - truth[-1]).abs().max() + 4 * torch.finfo(torch.float32).eps * truth[-1].abs().max()
-    assert (ours[0] - truth[-1]).abs().max() <= allowance
+    assert (ours.X[0] - truth[-1]).abs().max() <= allowance
 
 
-@pytest.mark.parametrize("size", [4, 9, 20])
+@every_rule
+@square(4, 9, 20)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_chunks_of_any_length_give_the_same_bits(advance, size, dtype, generator):
-    X, V, M, Y = problem(3, size, size, size, dtype, generator)
-    whole = call(advance, X, V, M, Y, 20, 20)
-    Xk, Vk, pieces = X, V, []
+def test_chunks_of_any_length_give_the_same_bits(algorithm, rule, size, dtype, generator):
+    given = case(rule, (3, size, size, size), dtype, generator)
+    before = torch.tensor([0, 5, 1_000])
+    whole = advance(algorithm, given, 20, rule=rule, step=before)
+    part, done, sums = given, 0, []
     for steps in (1, 7, 12):
-        Xk, Vk, sums, _ = call(advance, Xk, Vk, M, Y, steps, steps)
-        pieces.append(sums[:, :-1])
-    assert torch.equal(Xk, whole[0])
-    assert torch.equal(Vk, whole[1])
-    assert torch.equal(torch.cat(pieces, 1), whole[2][:, :-1])
-    assert torch.equal(call(advance, Xk, Vk, M, Y, 0, 0)[2][:, 0], whole[2][:, -1])
+        chunk = advance(algorithm, part, steps, rule=rule, step=before + done)
+        part, done = part._replace(X=chunk.X, state=chunk.state), done + steps
+        sums.append(chunk.sums[:, :-1])
+    sums.append(advance(algorithm, part, 0, rule=rule, step=before + done).sums)
+    assert whole.equals(chunk._replace(sums=torch.cat(sums, 1), steps_done=whole.steps_done))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 4, 4), (40, 9, 5), (100, 20, 30), (130, 33, 8), (60, 130, 130)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_slabs_alone_give_the_bits_of_lockstep(shape, dtype, generator):
-    X, V, M, Y = problem(2, *shape, dtype, generator)
-    limit = torch.tensor([9, 4])
-    together, alone = (
-        call(IMPLEMENTATIONS[name], X, V, M, Y, limit, 9, lr=1e-3) for name in ("cpu, lockstep", "cpu, alone")
-    )
-    for a, b in zip(together, alone, strict=True):
-        assert torch.equal(a.nan_to_num(-3.0), b.nan_to_num(-3.0))
-
-
-@pytest.mark.parametrize("shape", [(16, 16, 16), (24, 9, 40), (70, 20, 20), (5, 20, 30)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_slabs_alone_stop_where_lockstep_does(shape, dtype, generator):
-    """At every kind of place in a stretch: the start, the middle, the last iterate, a later stretch, the limit."""
-    count, steps = 9, 3_000
-    X, V, M, Y = problem(count, *shape, dtype, generator)
-    X, V, M, Y = (t[:1].expand(count, -1, -1).contiguous() for t in (X, V, M, Y))
-    limit = torch.full((count,), steps)
-    limit[-1] = 700  # and never meets its tolerance
-    lockstep, alone = (IMPLEMENTATIONS[f"cpu, {way}"] for way in ("lockstep", "alone"))
-    sums = call(lockstep, X, V, M, Y, limit, steps, lr=1e-3)[2][0]
-    lowest = sums.cummin(0).values
-    places = torch.tensor([0, 1, 8, 60, 64, 65, 700, 2_999])
-    threshold = torch.cat([lowest[places], torch.tensor([1e-30], dtype=torch.float64)])
-    expected = call(lockstep, X, V, M, Y, limit, steps, lr=1e-3, threshold=threshold)
-    found = call(alone, X, V, M, Y, limit, steps, lr=1e-3, threshold=threshold)
-    assert len(set(expected[3].tolist())) > 5, "the tolerances are met at different iterates"
-    for a, b in zip(expected, found, strict=True):
-        assert torch.equal(a.nan_to_num(-3.0), b.nan_to_num(-3.0))
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_number_of_threads_changes_no_bit(threads, generator):
-    X, V, M, Y = problem(3, 70, 20, 20, torch.float32, generator)
-    before, advance = torch.get_num_threads(), IMPLEMENTATIONS["cpu, alone"]
-    expected = call(advance, X, V, M, Y, 5, 5, lr=1e-3)
-    torch.set_num_threads(threads)
-    try:
-        found = call(advance, X, V, M, Y, 5, 5, lr=1e-3)
-    finally:
-        torch.set_num_threads(before)
-    for a, b in zip(expected, found, strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("size", [3, 4, 9, 40])
-def test_fro_equals_a_plain_loop(size, generator):
-    X, _, M, Y = problem(2, size, size, size, torch.float64, generator)
-    for name in COUPLED:
-        Xk, _, sums, _ = call(IMPLEMENTATIONS[name], X, torch.zeros_like(X), M, Y, 6, 6, "fro", lr=1e-3)
-        for b in range(2):
-            iterates, norms = plain_heavy_ball(X[b], M[b], Y[b], 1e-3, MOMENTUM, 6, "fro")
-            torch.testing.assert_close(Xk[b], iterates[-1], rtol=1e-12, atol=1e-12)
-            torch.testing.assert_close(sums[b].sqrt(), torch.tensor(norms, dtype=torch.float64), rtol=1e-12, atol=1e-12)
-
-
-def test_the_cpu_kernel_refuses_what_it_cannot_do(generator):
-    X, V, M, Y = problem(2, 4, 4, 4, torch.float64, generator)
-    advance = IMPLEMENTATIONS["cpu, alone"]
-    for arguments, message in (
-        ((X, V, M, Y, 3, 3, "fro"), "cannot run alone"),
-        ((X, V, M, Y[:, :3].contiguous(), 3, 3), "shapes of X, V, M, Y, sums and R do not fit"),
-        ((X, V[:, :2].contiguous(), M, Y, 3, 3), "shapes of X, V, M, Y, sums and R do not fit"),
-        ((X, V.float(), M, Y, 3, 3), "wrong dtype or batch"),
-    ):
-        with pytest.raises(RuntimeError, match=message):
-            call(advance, *arguments)
-
-
-def test_limits_are_per_problem(advance, generator):
-    X, V, M, Y = problem(4, 6, 6, 6, torch.float64, generator)
+@every_rule
+@square(4, 6)
+def test_limits_are_per_problem(algorithm, rule, size, generator):
+    given = case(rule, (4, size, size, size), torch.float64, generator)
     limit = torch.tensor([5, 0, -1, 2])
-    Xk, Vk, sums, taken = call(advance, X, V, M, Y, limit, 5)
-    assert taken[[0, 1, 3]].tolist() == [5, 0, 2]
-    assert torch.equal(sums.isnan().sum(1), torch.tensor([0, 5, 6, 3]))
+    chunk = advance(algorithm, given, 5, rule=rule, limit=limit)
+    assert chunk.steps_done[[0, 1, 3]].tolist() == [5, 0, 2]
+    assert torch.equal(chunk.sums.isnan().sum(1), torch.tensor([0, 5, 6, 3]))
     for b in (1, 2):
-        assert torch.equal(Xk[b], X[b])
-        assert torch.equal(Vk[b], V[b])
-    alone = call(advance, X[3:], V[3:], M[3:], Y[3:], 2, 2)
-    torch.testing.assert_close(Xk[3], alone[0][0], rtol=1e-14, atol=1e-14)
+        for now, before in zip((chunk.X, *chunk.state), (given.X, *given.state), strict=True):
+            assert torch.equal(now[b], before[b])
+    single = advance(algorithm, given.one(3), 2, rule=rule)
+    torch.testing.assert_close(chunk.X[3], single.X[0], rtol=1e-14, atol=1e-14)
 
 
-def test_a_shared_M_and_Y_serve_every_problem(advance, generator):
-    X, V, M, Y = problem(3, 6, 5, 7, torch.float64, generator)
-    shared = call(advance, X, V, M[:1], Y[:1], 4, 4)
-    spread = call(advance, X, V, M[:1].expand(3, -1, -1).contiguous(), Y[:1].expand(3, -1, -1).contiguous(), 4, 4)
-    for a, b in zip(shared, spread, strict=True):
+@every_rule
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_shared_M_and_Y_serve_every_problem(algorithm, rule, generator):
+    shape = (3, 2, 4) if algorithm == "tiny" else (6, 5, 7)
+    given = case(rule, (3, *shape), torch.float64, generator)
+    shared = given._replace(M=given.M[:1], Y=given.Y[:1])
+    spread = given._replace(M=given.M[:1].expand(3, -1, -1).contiguous(), Y=given.Y[:1].expand(3, -1, -1).contiguous())
+    one, other = (advance(algorithm, form, 4, rule=rule) for form in (shared, spread))
+    for a, b in zip((one.X, *one.state, one.sums), (other.X, *other.state, other.sums), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
-def test_lr_and_momentum_are_per_problem(advance, generator):
-    X, V, M, Y = problem(2, 4, 4, 4, torch.float64, generator)
-    lr, momentum = torch.tensor([0.1, 0.01]).double(), torch.tensor([0.5, 0.9]).double()
-    Xk, *_ = call(advance, X, torch.zeros_like(V), M, Y, 5, 5, lr=lr, momentum=momentum)
-    for b in range(2):
-        iterates, _ = plain_heavy_ball(X[b], M[b], Y[b], lr[b].item(), momentum[b].item(), 5)
-        torch.testing.assert_close(Xk[b], iterates[-1], rtol=1e-12, atol=1e-12)
+@every_rule
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_hyperparameters_are_per_problem(algorithm, rule, generator):
+    values = {
+        "heavy_ball": ((0.1, 0.01), (0.5, 0.9)),
+        "adam": ((0.1, 0.01), (0.5, 0.9), (0.9, 0.99), (1e-8, 1e-2)),
+    }
+    hyper = tuple(torch.tensor(value, dtype=torch.float64) for value in values[rule])
+    given = case(rule, (2, 4, 4, 4), torch.float64, generator).fresh()
+    chunk = advance(algorithm, given, 5, rule=rule, hyper=hyper)
+    assert_is_the_plain_loop(chunk, given, rule, 5, hyper=hyper)
 
 
-@pytest.mark.parametrize("size", [4, 9])
-def test_a_kernel_that_stops_early_does_so_at_the_first_iterate_that_meets_it(advance, size, generator):
+@every_rule
+@square(4, 9)
+def test_an_early_stop_is_at_the_first_iterate_that_meets_the_threshold(algorithm, rule, size, generator):
+    hyper = {"heavy_ball": (0.05 * size, 0.8), "adam": (0.05, 0.9, 0.99, 1e-8)}[rule]
     M, Y = well_conditioned(size)[None], torch.eye(size, dtype=torch.float64)[None]
     X = torch.rand(1, size, size, generator=generator, dtype=torch.float64)
-    iterates, norms = plain_heavy_ball(X[0], M[0], Y[0], LR * size, MOMENTUM, 60)
+    iterates, norms = PLAIN[rule](X[0], M[0], Y[0], *hyper, 60)
     threshold = norms[0] ** 2 / 10
     first = next(k for k, norm in enumerate(norms) if norm**2 <= threshold)
-    Xk, _, sums, taken = call(advance, X, torch.zeros_like(X), M, Y, 60, 60, threshold=threshold, lr=LR * size)
+    given = case(rule, (1, size, size, size), torch.float64, generator).fresh()._replace(X=X, M=M, Y=Y)
+    chunk = advance(algorithm, given, 60, rule=rule, hyper=hyper, threshold=threshold)
     assert 0 < first < 60
-    assert int(taken) in (first, 60)
-    torch.testing.assert_close(Xk[0], iterates[int(taken)], rtol=1e-11, atol=1e-11)
-    assert sums[0, int(taken) + 1 :].isnan().all()
+    assert int(chunk.steps_done) == (60 if algorithm == "reference" else first)
+    torch.testing.assert_close(chunk.X[0], iterates[int(chunk.steps_done)], rtol=1e-11, atol=1e-11)
+    assert chunk.sums[0, int(chunk.steps_done) + 1 :].isnan().all()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_an_early_stop_is_at_the_first_iterate_beyond_the_bail(algorithm, generator):
+    given = case("heavy_ball", (1, 4, 4, 4), torch.float64, generator).fresh()
+    iterates, norms = PLAIN["heavy_ball"](given.X[0], given.M[0], given.Y[0], 40.0, 0.9, 30)
+    bail = 1e6 * norms[0] ** 2
+    first = next(k for k, norm in enumerate(norms) if norm**2 > bail)
+    chunk = advance(algorithm, given, 30, hyper=(40.0, 0.9), bail=bail)
+    assert 0 < first < 30
+    assert int(chunk.steps_done) == (30 if algorithm == "reference" else first)
+    torch.testing.assert_close(chunk.X[0], iterates[int(chunk.steps_done)], rtol=1e-9, atol=1e-9)
+
+
+def test_an_unregistered_rule_is_refused(generator):
+    given = case("heavy_ball", (1, 4, 4, 4), torch.float64, generator)
+    with pytest.raises(ValueError, match=r"rule must be one of adam, heavy_ball.*got 'sgd'"):
+        advance("reference", given, 1, rule="sgd", hyper=HYPER["heavy_ball"])

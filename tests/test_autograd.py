@@ -1,4 +1,4 @@
-"""Derivatives of the loss, the functional step and the distance: by everything, twice, batched, transformed."""
+"""First and second derivatives of loss, functional step and distance by every argument, and function transforms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import matconv_fast as mcf
 
-pytestmark = pytest.mark.usefixtures("path")
+pytestmark = pytest.mark.usefixtures("backend")
 LOSSES = ("mse", "sse", "fro")
 PLAIN = {
     "mse": lambda R: R.square().mean((-2, -1)),
@@ -38,7 +38,7 @@ def distance(X, V, M, Y):
 
 
 def plain_step(X, V, M, Y, *, kind="mse", lr=0.1, momentum=0.9):
-    """With autograd's own gradient of the loss, which can be differentiated again."""
+    """With autograd's own gradient of the loss, which is itself differentiable."""
     X = X if X.requires_grad else X.detach().requires_grad_()
     value = PLAIN[kind](X @ M - Y)
     (G,) = torch.autograd.grad(value.sum(), X, create_graph=True)
@@ -50,7 +50,7 @@ FUNCTIONS = {"loss": loss, "step": step, "distance": distance}
 
 
 def mixture(result):
-    """One number of all that a function returns, with another gradient for each."""
+    """A scalar of everything that a function returns, with a different gradient by each entry."""
     results = result if isinstance(result, tuple) else (result,)
     return sum((k + 1) * (r * torch.arange(1, r.numel() + 1).view(r.shape)).sum() for k, r in enumerate(results))
 
@@ -119,8 +119,8 @@ def test_a_second_backward_gives_the_same_and_nothing_saved_is_written_to(name):
     first = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)
     first = [None if t is None else t.clone() for t in first]
     for _ in range(2):
-        again = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)
-        for a, b in zip(first, again, strict=True):
+        later = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)
+        for a, b in zip(first, later, strict=True):
             assert (a is None) == (b is None)
             assert a is None or torch.equal(a, b)
     assert versions == [t._version for t in inputs]
@@ -129,7 +129,7 @@ def test_a_second_backward_gives_the_same_and_nothing_saved_is_written_to(name):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradients_of_some_arguments_alone(name):
+def test_gradients_of_single_arguments(name):
     for wanted in range(4):
         inputs = tensors()
         everything = [t.clone().requires_grad_() for t in inputs]
@@ -177,7 +177,7 @@ def test_function_transforms(name):
 
 @pytest.mark.parametrize("name", ["loss", "step"])
 def test_autocast_follows_matmul(name):
-    """The product is made in autocast's dtype, as ``X @ M`` would be, and the rest in that of the inputs."""
+    """The product is in autocast's dtype, as ``X @ M`` is; the rest is in the inputs' dtype."""
     X, V, M, Y = (t.float() for t in tensors())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = mcf.residual_loss(X, M, Y) if name == "loss" else step(X, V, M, Y)[2]
@@ -187,7 +187,7 @@ def test_autocast_follows_matmul(name):
     assert value != mcf.residual_loss(X, M, Y)
 
 
-def test_autocast_leaves_distances_and_steps_in_place_alone():
+def test_autocast_does_not_change_distances_and_steps_in_place():
     X, V, M, Y = (t.float() for t in tensors())
     plain = X.clone(), V.clone()
     wanted = mcf.distance(X, V)
@@ -203,6 +203,6 @@ def test_autocast_leaves_distances_and_steps_in_place_alone():
 def test_a_step_in_place_refuses_transforms_by_name():
     X, V, M, Y = tensors(3)
     before = X.clone()
-    with pytest.raises(NotImplementedError, match=r"use heavy_ball_step, .* or give it the batch"):
+    with pytest.raises(NotImplementedError, match=r"use heavy_ball_step, or pass the whole batch"):
         torch.func.vmap(lambda *t: mcf.heavy_ball_step_(*t, lr=0.1, momentum=0.9))(X, V, M, Y)
     assert torch.equal(X, before)

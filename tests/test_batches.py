@@ -10,7 +10,7 @@ import matconv_fast as mcf
 
 
 @pytest.mark.long
-def test_one_diverging_problem_leaves_the_other_63_equal_to_their_lone_solves(path):
+def test_one_diverging_problem_leaves_the_other_63_equal_to_their_lone_solves(backend):
     M = well_conditioned(5, 64, dtype=torch.float32)
     M[17] *= 20  # its stability limit is 400 times lower
     solver = mcf.HeavyBall(lr=0.4, momentum=0.8)
@@ -23,11 +23,11 @@ def test_one_diverging_problem_leaves_the_other_63_equal_to_their_lone_solves(pa
         assert torch.equal(together.status[b], alone.status)
         mine = together.history[b]
         # in lanes the squares of a problem are added in another order
-        torch.testing.assert_close(mine[~mine.isnan()], alone.history, rtol=2e-6 if path == "cpu" else 0, atol=0)
+        torch.testing.assert_close(mine[~mine.isnan()], alone.history, rtol=2e-6 if backend == "cpu" else 0, atol=0)
     assert int(together.converged.sum()) == 63
 
 
-def test_a_nan_problem_stops_alone(path):
+def test_a_nan_problem_stops_alone(backend):
     M = well_conditioned(5, 4)
     M[2, 0, 0] = torch.nan
     sol = mcf.solve(M, solver=mcf.HeavyBall(0.3, 0.8), rtol=1e-4)
@@ -47,7 +47,7 @@ def test_a_nan_problem_stops_alone(path):
         ((0,), (), ()),
     ],
 )
-def test_batches_broadcast(path, M_batch, Y_batch, X_batch):
+def test_batches_broadcast(backend, M_batch, Y_batch, X_batch):
     generator = torch.Generator().manual_seed(0)
     M = well_conditioned(4, *M_batch)
     Y = torch.rand(*Y_batch, 3, 4, generator=generator, dtype=torch.float64)
@@ -62,14 +62,14 @@ def test_batches_broadcast(path, M_batch, Y_batch, X_batch):
     torch.testing.assert_close(sol.X @ M, Y.expand(*batch, 3, 4), atol=1e-5, rtol=0)
 
 
-def test_a_tolerance_per_problem_follows_from_its_own_Y(path):
+def test_a_tolerance_per_problem_follows_from_its_own_Y(backend):
     M = well_conditioned(4)
     Y = torch.stack([torch.eye(4), 100 * torch.eye(4)]).double()
     sol = mcf.solve(M, Y, rtol=1e-3)
     assert sol.residual_norm[0] <= 1e-3 * 2 < sol.residual_norm[1] <= 1e-3 * 200
 
 
-def test_hyperparameters_per_problem(path):
+def test_hyperparameters_per_problem(backend):
     M = well_conditioned(4, 2)
     lr = torch.tensor([0.1, 0.4], dtype=torch.float64)
     together = mcf.solve(M, solver=mcf.HeavyBall(lr, 0.5), max_iters=50, rtol=0.0)

@@ -1,4 +1,4 @@
-"""The benchmark suite: what it has, that it runs, and that what is written about it is what was measured."""
+"""The benchmarks: what they have, that they run, and that the written pages show what was measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,150 +17,228 @@ import pytest
 pytest.importorskip("pytest_benchmark")
 pytest.importorskip("matplotlib")
 
-import compare
+import bench
+import descents
+import measure
 import plots
 import report
-from checks import MismatchError
-from contest import Contest, spread
-from figures import Results, outcomes
-from measure import SAMPLE_SECONDS, Side, in_turns
-from peak_memory import ROWS
-from providers import LIMITS, Provider
-from suite import QUICK, WORKLOADS, Workload
-
-import matconv_fast as mcf
+import workloads
+from measure import GEMM, OURS, Call, Contender, MismatchError, NotRunError
+from workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "benchmarks" / "results" / "cpu-avx2" / "bench.json"
-OF_A_GPU = {"L4096"}  # benchmarks/gpu.py has it
 # one thread, as the other tests have the other cores; pytest-benchmark runs nothing where pytest-xdist is at work
 CHILD = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {"OMP_NUM_THREADS": "1"}
 
 
 @functools.cache
-def committed() -> Results:
-    return Results(json.loads(COMMITTED.read_text()))
+def committed() -> report.Results:
+    return report.Results(COMMITTED)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=CHILD, capture_output=True, text=True, timeout=300)
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    every = {**CHILD, **environment}
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=every, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
-def test_every_committed_row_has_times():
-    found = committed()
-    rows = {(name, p.name) for name, workload in WORKLOADS.items() for p in workload.providers}
-    assert set(found.rows) == rows
-    assert set(found.memory) == set(ROWS)
-    assert all(len(info["seconds"]) >= 5 for info in found.rows.values())
-    assert found.machine["versions"]["matconv_fast"] == mcf.__version__
+def sleeper(label: str, units: float = 1.0, error: Exception | None = None, against: str = OURS) -> Contender:
+    def prepare(_: None) -> Call:
+        if error is not None:
+            raise error
+        return Call(lambda: sum(range(100)), units)
+
+    return Contender(label, prepare, against=against)
 
 
 def test_the_named_workloads_are_there():
-    wanted = {f"N{k}" for k in range(1, 5)} | {f"Q{k}" for k in range(1, 4)} | {"B8", "B64", "T256", "R", "F"}
-    wanted |= {f"S{2**k}" for k in range(2, 12)} | {"D64", "D1024", "D4096", "D8192"}
+    wanted = {f"N{k}" for k in range(1, 5)} | {f"Q{k}" for k in range(1, 4)} | {"B8", "B8_shares", "B64", "T256", "R"}
+    wanted |= {f"S{2**k}" for k in range(2, 12)} | {"F", "D64", "D1024", "D4096", "D8192", "call_step", "call_loss"}
     assert wanted <= WORKLOADS.keys()
-    assert set(QUICK) <= WORKLOADS.keys()
     for name in (f"S{2**k}" for k in range(2, 12)):
-        providers = {provider.name for provider in WORKLOADS[name].providers}
-        assert providers >= {
-            "matconv_fast", "equal_loop", "autograd_loop", "sgd", "addmm", "compile", "jax_scan", "jax_while"
-        }  # fmt: skip
+        loops = {"equal_loop", "autograd_loop", "sgd", "addmm", "compile", "jax_scan", "jax_while", "gemms"}
+        assert WORKLOADS[name].contenders.keys() >= {OURS, GEMM, *loops}
+    for work in WORKLOADS.values():
+        assert GEMM in work.contenders, "what bench-compare divides by"
+        for contender in work.contenders.values():
+            assert contender.against in ("", *work.contenders)
 
 
-def test_what_is_written_is_what_was_measured(tmp_path):
-    readme = (ROOT / "README.md").read_text()
-    assert f"{report.README_MARKS[0]}\n{report.readme(committed())}\n{report.README_MARKS[1]}" in readme
-    written = report.document(committed(), str(COMMITTED.relative_to(ROOT)))
-    assert written == (ROOT / "docs" / "benchmarks.md").read_text()
+def test_every_workload_has_committed_times():
+    found = committed()
+    assert list(found.workloads) == list(WORKLOADS)
+    assert set(found.memory) == {name for name, work in WORKLOADS.items() if work.memory}
+    for name, facts in found.workloads.items():
+        assert facts["contenders"].keys() <= WORKLOADS[name].contenders.keys()
+        assert all(len(row["seconds"]) >= 5 for row in facts["contenders"].values())
+
+
+def test_the_pages_show_the_committed_results(tmp_path):
+    for page, text in committed().pages(str(COMMITTED.relative_to(ROOT))).items():
+        assert page.read_text() == text, "python benchmarks/bench.py --render"
     plots.draw(committed(), tmp_path)
-    for name in re.findall(r"\((\w+\.svg)\)", written):
+    for name in re.findall(r"\((\w+\.svg)\)", (ROOT / "docs" / "benchmarks.md").read_text()):
         assert (tmp_path / name).stat().st_size > 5_000
         assert "Date" not in (ROOT / "docs" / name).read_text()
 
 
-def test_a_shortfall_has_a_cause():
-    for outcome in outcomes(committed()):
-        assert outcome.met is not False or outcome.cause, outcome.name
+def test_no_row_stands_twice():
+    rows = [line for line in committed().targets().splitlines() if not line.startswith("| ---")]
+    assert len({tuple(line.split("|")[1:3]) for line in rows}) == len(rows)
 
 
-def test_a_row_runs_by_the_command_beside_it(tmp_path):
-    out = tmp_path / "bench.json"
-    name, expression = "N2-addmm", report.command("N2-addmm").split('"')[1]
-    done = run("--benchmark-only", "-k", expression, f"--benchmark-json={out}", "--benchmark-min-rounds=2")
-    assert "1 passed" in done.stdout, done.stdout + done.stderr
-    assert "tests/" not in done.stdout
-    (row,) = json.loads(out.read_text())["benchmarks"]
-    info = row["extra_info"]
-    assert name in row["name"]
-    assert info["workload"] == "N2"
-    assert info["iterations"] > 2
-    assert info["flop"] == 4 * 4**3
-    assert info["versions"]["matconv_fast"] == mcf.__version__
-    assert info["slower"][1] > 2, "against matconv_fast, which was run beside it"
-    assert row["stats"]["median"] == pytest.approx(spread(info["seconds"])[1])
+def test_a_missed_target_has_a_cause():
+    for outcome in committed().outcomes():
+        assert outcome.met is not False or outcome.cause, outcome.target["name"]
 
 
-def test_a_provider_that_is_not_installed_is_left_out(tmp_path, monkeypatch):
-    (tmp_path / "jax.py").write_text("raise ImportError('not here')")
-    monkeypatch.setitem(CHILD, "PYTHONPATH", str(tmp_path))
-    done = run("--benchmark-only", "-rs", "-k", "[D64-jax_norm] or [D64-dot]", "--benchmark-min-rounds=1")
-    assert "1 passed, 1 skipped" in done.stdout, done.stdout + done.stderr
-    assert "JAX is not installed: pip install jax" in done.stdout
+def test_every_target_names_what_is_measured():
+    for target in report.TARGETS["cpu"]:
+        for name in target["workloads"]:
+            assert target["against"] in ("the size of R", *WORKLOADS[name].contenders)
 
 
-def test_plain_pytest_runs_no_benchmark():
-    done = run("--collect-only", "benchmarks", "-k", "N2")
-    assert "test_workloads.py" in done.stdout, "asked for by path they are found"
-    done = run("--collect-only")
-    assert "test_workload[" not in done.stdout
-    assert "tests/test_benchmarks.py" in done.stdout
-
-
-def test_everyone_has_a_turn_in_every_round():
-    turns = []
-
-    def turn(k: int) -> None:
-        turns.append(k)
-        time.sleep(1.2 * SAMPLE_SECONDS)
-
-    sides = [Side(functools.partial(turn, k)) for k in range(3)]
-    seconds = in_turns(sides, 4)
-    assert [len(times) for times in seconds] == [4, 4, 4]
-    assert all(t > 0 for times in seconds for t in times)
-    assert turns == [*range(3), *range(3), 2, 1, 0, *range(3), 2, 1, 0]  # how long a call takes, then the rounds
-
-
-def test_a_wrong_answer_is_no_row():
-    def wrong(_: None) -> Side:
-        raise MismatchError("not the same")
-
-    good = Provider("matconv_fast", "ours", lambda _: Side(lambda: None), "")
-    contest = Contest(Workload("w", "g", lambda: None, (good, Provider("theirs", "theirs", wrong))), ["theirs"], 1)
-    assert isinstance(contest.entries["theirs"].error, MismatchError)
-    assert contest.entries["matconv_fast"].seconds
+def test_a_ratio_says_how_many_times_faster_ours_is():
+    found = copy.deepcopy(committed())
+    for who, seconds in ((OURS, 2.0), ("addmm", 6.0)):
+        found.workloads["S64"]["contenders"][who]["seconds"] = [seconds] * 5
+    assert found.faster("S64", "addmm") == [3.0] * 5
+    assert "3.00x" in next(line for line in found.everyone("S64").splitlines() if "addmm" in line)
+    target = {"name": "S64", "workloads": ["S64"], "against": "addmm", "at_least": 3.1}
+    outcome = found.outcome(target)
+    assert outcome is not None
+    assert not outcome.met
+    rate = found.outcome({**target, "against": GEMM})
+    assert rate is not None
+    assert rate.cells[2].endswith("GFLOP/s"), "limits are compared by their rates"
 
 
 def test_slower_code_is_found_and_a_slower_machine_is_not():
     machine = copy.deepcopy(committed())
-    for row in machine.rows.values():
-        row["seconds"] = [3 * t for t in row["seconds"]]
-    assert not any(slower for _, _, slower in compare.compare(machine, committed()))
+    for facts in machine.workloads.values():
+        for row in facts["contenders"].values():
+            row["seconds"] = [3 * t for t in row["seconds"]]
+    found = report.compare(machine, committed())
+    assert len(found) > 30
+    assert not any(slower for _, _, slower in found)
     code = copy.deepcopy(committed())
-    row = code.rows["S64", "matconv_fast"]
+    row = code.workloads["S64"]["contenders"][OURS]
     row["seconds"] = [3 * t for t in row["seconds"]]
-    assert [name for name, _, slower in compare.compare(code, committed()) if slower] == ["S64"]
+    assert [name for name, _, slower in report.compare(code, committed()) if slower] == ["S64"]
 
 
-def test_the_fitted_exponent_is_that_of_a_power():
-    points = [plots.Point("w", size, 1e-6 * size**1.5, None, 1.0) for size in (1, 10, 100, 1000)]
-    assert plots.exponent(points) == pytest.approx(1.5)
+def test_everyone_has_a_turn_in_every_round():
+    turns = []
+    found = measure.in_turns([lambda k=k: turns.append(k) or k for k in range(3)], 4)
+    assert found == [[k] * 4 for k in range(3)]
+    assert turns == [0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 1, 0]
 
 
-def test_limits_are_compared_with_nothing():
-    for workload in WORKLOADS.values():
-        names = [provider.name for provider in workload.providers]
-        assert len(set(names)) == len(names)
-        for provider in workload.providers:
-            assert provider.against in ("", *names), (workload.name, provider.name)
-            assert not (provider.name in LIMITS and provider.against)
+def test_a_time_is_per_unit():
+    one, ten = (measure.timed(sleeper("", units).prepare(None), 0.01) for units in (1.0, 10.0))
+    assert 4 < one / ten < 25
+
+
+def test_a_contender_that_fails_does_not_stop_the_others():
+    def wrong(_: None) -> None:
+        raise MismatchError("not the same")
+
+    contenders = {
+        OURS: sleeper("ours", against=""), "absent": sleeper("absent", error=NotRunError("not installed")),
+        "wrong": Contender("wrong", sleeper("").prepare, wrong),
+    }  # fmt: skip
+    found = measure.contest(None, contenders, 2, functools.partial(measure.timed, seconds=0.001))
+    assert len(found[OURS]["seconds"]) == 2
+    assert found["absent"]["not_run"] == "not installed"
+    assert found["wrong"]["error"] == "MismatchError: not the same"
+    assert "seconds" not in found["wrong"], "an answer that differs is not timed"
+    data = {"workloads": {"w": {"contenders": found}}}
+    assert report.errors(data) == ["w, wrong: MismatchError: not the same"]
+
+
+@pytest.mark.parametrize("name", ["N2", "Q3", "D64", "call_step", "call_loss_backward", "batch_10"])
+def test_a_workload_runs(name):
+    """Those contenders that compile nothing."""
+    work = WORKLOADS[name]
+    mine = {who: c for who, c in work.contenders.items() if not who.startswith(("jax", "compile"))}
+    found = measure.contest(work.setup(), mine, 1, functools.partial(measure.timed, seconds=1e-4))
+    assert all(len(facts.get("seconds", [])) == 1 for facts in found.values()), found
+    if name == "N2":
+        assert found["addmm"]["seconds"][0] > 2 * found[OURS]["seconds"][0]
+        assert found[OURS]["status"] == {"MAX_ITERATIONS": 1}
+
+
+def test_another_momentum_is_another_answer():
+    work = WORKLOADS["N2"].setup()
+    descents.check(work, descents.addmm_loop)
+    with pytest.raises(MismatchError, match="differs from float64"):
+        descents.check(work, lambda few: descents.addmm_loop(replace(few, momentum=0.89)))
+
+
+def test_both_versions_are_timed_in_turns(tmp_path):
+    """Here the other one is a link to the same package."""
+    (tmp_path / "matconv_fast").symlink_to(Path(measure.mcf.__file__).parent)
+    (growth,) = bench.against(tmp_path, [("call_loss", OURS)], 2)
+    assert growth[0] == "call_loss"
+    assert 0.1 < growth[1] < 10
+
+
+def test_the_other_version_is_another_one(tmp_path):
+    with measure.process(tmp_path) as pool:
+        assert pool.submit(eval, "__import__('sys').path[0]").result() == str(tmp_path)
+    assert str(tmp_path) not in sys.path
+
+
+def test_a_row_runs_on_pytest_benchmarks_clock(tmp_path):
+    out = tmp_path / "bench.json"
+    options = ("--benchmark-min-rounds=2", "--benchmark-max-time=0.01", "-p", "no:cacheprovider", "-rs")
+    (tmp_path / "jax.py").write_text("raise ImportError('not here')")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    done = run(
+        "-m", "pytest", "-q", "--benchmark-only", "-k", "N2-addmm or N2-jax_scan or N2-matconv_fast]",
+        f"--benchmark-json={out}", *options, PYTHONPATH=path,
+    )  # fmt: skip
+    assert "2 passed, 1 skipped" in done.stdout, done.stdout + done.stderr
+    assert "JAX is not installed: pip install jax" in done.stdout
+    rows = json.loads(out.read_text())["benchmarks"]
+    assert {row["group"] for row in rows} == {"N2"}
+    assert len({row["extra_info"]["iterations"] for row in rows}) == 1, "everyone makes as many"
+    assert all(row["stats"]["rounds"] >= 2 for row in rows)
+
+
+def test_plain_pytest_runs_no_benchmark():
+    (paths,) = re.findall(r"^testpaths = .*", (ROOT / "pyproject.toml").read_text(), re.M)
+    assert "benchmarks" not in paths
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_peak_memory_is_that_of_one_call():
+    def prepare(megabytes: int) -> Call:
+        def call() -> tuple:
+            measure.torch.ones(megabytes * 2**18).sum()
+            return (measure.torch.ones(2**18),)
+
+        return Call(call)
+
+    extra = measure.extra_bytes(Contender("", prepare), 1, 64)
+    assert 60 < extra / 2**20 < 70
+
+
+def test_the_gpu_benchmarks_import_and_have_their_targets():
+    pytest.importorskip("triton")
+    import gpu
+
+    names = {work.name: work for work in gpu.rows()}
+    for target in report.TARGETS["gpu"]:
+        for name in target["workloads"]:
+            assert target["against"] in ("the size of R", *names[name].contenders)
+    assert {"L4096", "T256", "B64", "F"} <= names.keys()
+    assert workloads.load("gpu")["L4096"].dtype == "bfloat16"
+
+
+def test_the_benchmarks_are_small():
+    files = list((ROOT / "benchmarks").glob("*.py"))
+    assert len(files) <= 10
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 1500

@@ -7,10 +7,10 @@ import torch
 from problems import well_conditioned
 
 import matconv_fast as mcf
-from matconv_fast._ops import backend
+from matconv_fast._ops import backend as backend_module
 
 pytestmark = [
-    pytest.mark.skipif(not backend.has_native(), reason="a compiled function on a CPU holds the C++ kernels"),
+    pytest.mark.skipif(not backend_module.has_native(), reason="a compiled function on a CPU holds the C++ kernels"),
     # of the compiler's own
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

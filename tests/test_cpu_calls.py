@@ -1,20 +1,15 @@
-"""What is special to the loss, the step and the distance as native calls: sizes, and what they must refuse."""
+"""The loss, the step and the distance in C++: sizes, aliasing, special values, and what they must refuse."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from matconv_fast.kernels.contract import LOSSES
 
 import matconv_fast as mcf
-from matconv_fast import _ops as kernels
-from matconv_fast import _reference
+from matconv_fast import _ops, _reference
 
-LOSSES = _reference.LOSSES
-
-
-@pytest.fixture(autouse=True)
-def native(force):
-    force("cpu")
+pytestmark = pytest.mark.usefixtures("native")
 
 
 def rand(*shape, dtype=torch.float64, seed=0):
@@ -26,11 +21,11 @@ def test_a_distance_that_float32_cannot_square(size):
     for scale in (1e-25, 1e-19, 1e19, 1e25):
         A = rand(size, size, dtype=torch.float32) * scale
         found = mcf.distance(A, torch.zeros_like(A))
-        assert torch.equal(found, kernels.kernel_distance(A, torch.zeros_like(A), "fro"))
+        assert torch.equal(found, _ops.try_distance(A, torch.zeros_like(A), "fro"))
         torch.testing.assert_close(found, A.double().norm().float(), rtol=1e-6, atol=0)
 
 
-# Below and above the size from which torch's GEMM takes over; wide and tall, so blocks of columns and blocks of rows.
+# Below and above the size from which torch's GEMM runs; wide and tall, for blocks of columns and blocks of rows.
 SHAPES = [
     (1, 1, 1),
     (5, 4, 3),
@@ -54,7 +49,7 @@ def test_the_loss_and_its_gradients_are_as_near_to_the_truth_as_eager(loss, shap
     value.backward()
     plain = [t.to(dtype, copy=True).requires_grad_() for t in given]
     _reference.residual_loss(*plain, loss).backward()
-    assert kernels.kernel_residual_loss(*(t.to(dtype) for t in given), loss) is not None
+    assert _ops.try_residual_loss(*(t.to(dtype) for t in given), loss) is not None
     for wanted in ((True, True, True), (True, True, False), (True, False, False), (False, True, False)):
         ours = [t.to(dtype, copy=True).requires_grad_(w) for t, w in zip(given, wanted, strict=True)]
         found = mcf.residual_loss(*ours, loss=loss)
@@ -70,7 +65,7 @@ def test_the_loss_and_its_gradients_are_as_near_to_the_truth_as_eager(loss, shap
                 assert (t.grad / 2 - exact.grad).abs().max() <= allowance
         for t in ours:
             t.grad = None
-        (2 * found).backward()  # computed anew, to the same bits
+        (2 * found).backward()  # the products are computed a second time, to the same bits
         for t, before in zip(ours, first, strict=True):
             assert t.grad is None or torch.equal(t.grad, before)
 
@@ -81,7 +76,7 @@ def test_a_low_precision_Y_is_converted_piece_by_piece(low, shape):
     m, n, p = shape
     X, M = rand(m, n, dtype=torch.float32).to(low), rand(n, p, dtype=torch.float32, seed=1).to(low)
     Y = (rand(m, p, dtype=torch.float32, seed=2) - 0.5).to(low)
-    Y[0, :5] = torch.tensor([0.0, -0.0, 6e-8, -6e-8, 3e4]).to(low)  # 6e-8 is a denormal float16
+    Y[0, :5] = torch.tensor([0.0, -0.0, 6e-8, -6e-8, 3e4]).to(low)  # 6e-8 is a float16 denormal
     X.requires_grad_()
     found = mcf.residual_loss(X, M, Y)
     torch.testing.assert_close(found, _reference.residual_loss(X.float(), M.float(), Y.float(), "mse"))
@@ -104,7 +99,7 @@ def test_the_step_in_one_call_is_the_step(loss, kind):
         X, V, M, Y = X.float(), V.float(), M.to(torch.bfloat16), Y.to(torch.bfloat16)
     wanted = mcf.heavy_ball_step(X, V, M, Y, lr=0.1, momentum=0.8, loss=loss)
     versions = X._version, V._version
-    assert kernels.heavy_ball_step_(X.clone(), V.clone(), M, Y, 0.1, 0.8, loss) is not None  # no fallback to it
+    assert _ops.try_heavy_ball_step_(X.clone(), V.clone(), M, Y, 0.1, 0.8, loss) is not None  # no fallback
     before = mcf.heavy_ball_step_(X, V, M, Y, lr=0.1, momentum=0.8, loss=loss)
     for found, expected in zip((X, V, before), wanted, strict=True):
         torch.testing.assert_close(found, expected)
@@ -150,7 +145,7 @@ def test_a_step_spreads_a_nan_to_its_row_alone():
 
 
 @pytest.mark.parametrize("n", [1, 5, 20])
-def test_an_infinity_is_no_nan(n):
+def test_an_infinite_X_gives_an_infinite_loss_and_no_nan(n):
     X = torch.zeros(n, n)
     X[0, 0] = torch.inf
     M, Y = torch.ones(n, n), torch.zeros(n, n)
@@ -158,7 +153,7 @@ def test_an_infinity_is_no_nan(n):
     assert mcf.heavy_ball_step_(X, torch.zeros(n, n), M, Y, lr=0.0, momentum=0.0) == torch.inf
 
 
-def test_what_a_step_writes_may_be_what_it_reads():
+def test_a_step_may_write_to_the_tensors_that_it_reads():
     for n in (5, 64, 90):
         for case in ("M is V", "M is X", "Y is V"):
             X, V = rand(n, n), rand(n, n, seed=1) / n
@@ -195,7 +190,7 @@ def test_a_batch_of_gradients_at_once():
     torch.testing.assert_close(batched.sum(0), whole)
 
 
-def test_what_is_no_dense_tensor_of_one_dtype_on_a_cpu_is_refused():
+def test_other_devices_layouts_and_mixed_dtypes_are_refused():
     A = rand(3, 3, dtype=torch.float32)
     for other, error in ((A.to("meta"), ValueError), (A.to_sparse(), TypeError), (A.bfloat16(), TypeError)):
         with pytest.raises(error):

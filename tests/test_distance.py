@@ -1,4 +1,4 @@
-"""The distance kernel against float64, in every layout that it takes and some that it leaves to the reference."""
+"""The distance against float64, in layouts that the kernels support and in some that use the reference."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def truth(A, B, norm):
 @pytest.mark.parametrize(
     "shape", [pytest.param(shape, marks=pytest.mark.long) if math.prod(shape) > 5_000 else shape for shape in SHAPES]
 )
-def test_it_is_the_formula(path, norm, dtype, shape):
+def test_it_is_the_formula(backend, norm, dtype, shape):
     A, B = pair(*shape, dtype=dtype)
     found = mcf.distance(A, B, ord=norm)
     assert found.dtype == dtype
@@ -42,7 +42,7 @@ def test_it_is_the_formula(path, norm, dtype, shape):
 
 
 @pytest.mark.parametrize("norm", ORDS)
-def test_any_layout(path, norm):
+def test_any_layout(backend, norm):
     A, B = pair(40, 60)
     wide = torch.randn(40, 100)
     wide[:, 20:80] = A
@@ -61,14 +61,14 @@ def test_any_layout(path, norm):
 
 @pytest.mark.parametrize("norm", ORDS)
 @pytest.mark.parametrize("batches", [((3,), ()), ((), (3,)), ((3,), (3,)), ((2, 3), (3,)), ((2, 1), (3,)), ((0,), ())])
-def test_batches(path, norm, batches):
+def test_batches(backend, norm, batches):
     A, B = (pair(*batch, 9, 11)[k] for k, batch in enumerate(batches))
     torch.testing.assert_close(mcf.distance(A, B, ord=norm).double(), truth(A, B, norm), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("norm", ORDS)
 @pytest.mark.parametrize("place", [(0, 0), (16, 31), (39, 59)])
-def test_nan_and_infinity_come_through(path, norm, place):
+def test_nan_and_infinity_come_through(backend, norm, place):
     A, B = pair(40, 60)
     A[place] = math.inf
     assert mcf.distance(A, B, ord=norm) == math.inf
@@ -77,7 +77,7 @@ def test_nan_and_infinity_come_through(path, norm, place):
     assert not mcf.is_close(A, B, atol=1e30)
 
 
-def test_large_and_small_numbers(path):
+def test_large_and_small_numbers(backend):
     for size in (1e-30, 1e30):
         A = torch.full((50, 50), size)
         torch.testing.assert_close(mcf.distance(A, 0 * A).item(), 50 * size, rtol=1e-6, atol=0)
@@ -96,7 +96,7 @@ def test_the_number_of_threads_changes_no_bit(norm):
 
 
 @pytest.mark.parametrize("norm", ORDS)
-def test_function_transforms(path, norm):
+def test_function_transforms(backend, norm):
     A, B = pair(4, 5, dtype=torch.float64)
     direction = torch.ones_like(A)
 

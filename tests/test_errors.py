@@ -1,4 +1,4 @@
-"""Bad input: the error says what came and what was wanted, and nothing is written."""
+"""Bad input: the error says what was passed and what was wanted, and nothing is written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import matconv_fast as mcf
-from matconv_fast._ops import backend
+from matconv_fast._ops import backend as backend_module
 
 M = torch.eye(3)
 V = torch.zeros(3, 3)
@@ -66,7 +66,7 @@ CASES = {
     "resume shape": (lambda: mcf.solve(torch.eye(4), X0=mcf.solve(M)), ValueError, "another kind of problem: its m is 3, this one's 4"),
     "resume loss": (lambda: mcf.solve(M, X0=mcf.solve(M), loss="sse"), ValueError, "its loss is mse, this one's sse"),
     "resume solver": (lambda: mcf.solve(M, X0=mcf.solve(M), solver=mcf.Adam()), ValueError, "Solution of HeavyBall, whose state Adam cannot"),
-    "resume iterate": (lambda: mcf.solve(M, X0=mcf.iterate(double, M, M)), ValueError, "no state to go on from"),
+    "resume iterate": (lambda: mcf.solve(M, X0=mcf.iterate(double, M, M)), ValueError, "no state to continue from"),
     "step V": (lambda: mcf.heavy_ball_step_(torch.eye(3), torch.zeros(3, 4), M, **STEP), ValueError, r"V must match X.*\[3, 3\].*\[3, 4\]"),
     "functional V": (lambda: mcf.heavy_ball_step(torch.eye(3), torch.zeros(3, 4), M, **STEP), ValueError, "V must match X"),
     "step batch": (lambda: mcf.heavy_ball_step_(torch.eye(3), V.clone(), torch.ones(2, 3, 3), **STEP), ValueError, r"whole batch \[2\]"),
@@ -86,7 +86,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_raises_with_what_came_and_what_was_wanted(case):
+def test_bad_input_raises_with_what_was_passed_and_what_was_wanted(case):
     call, error, pattern = CASES[case]
     with pytest.raises(error, match=re.compile(pattern, re.DOTALL)):
         call()
@@ -114,7 +114,7 @@ def test_a_refused_step_writes_nothing():
         ("triton", "there is no GPU; set TRITON_INTERPRET=1"),
     ],
 )
-@pytest.mark.skipif(backend.INTERPRETED or torch.cuda.is_available(), reason="there is something to run Triton kernels")
+@pytest.mark.skipif(backend_module.INTERPRETED or torch.cuda.is_available(), reason="Triton kernels can run here")
 def test_an_unknown_or_missing_backend_is_refused(force, value, pattern):
     force(value)
     with pytest.raises((ValueError, RuntimeError), match=pattern):

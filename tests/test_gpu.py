@@ -1,17 +1,18 @@
-"""On a GPU: the public functions give what they give on the CPU, no loop waits, and launches can be captured."""
+"""On a GPU: public functions give the CPU's results, no loop waits, and launches can be captured."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from matconv_fast.kernels.contract import LOSSES, ORDS, Shape, StopCriteria, Trace
 from problems import well_conditioned
 
 import matconv_fast as mcf
 from matconv_fast import _reference
-from matconv_fast._ops import backend
-from matconv_fast.solve import loop
+from matconv_fast.problem import Problem
+from matconv_fast.solve.checkpoint import Checkpoint
 from matconv_fast.solve.options import Options
-from matconv_fast.solve.problem import Problem
+from matconv_fast.solve.run import Run
 
 if not torch.cuda.is_available():
     pytest.skip("no GPU", allow_module_level=True)
@@ -26,8 +27,8 @@ FULL, LOW, WIDE = torch.float32, torch.bfloat16, torch.float64
 HEAVY, ADAM = mcf.HeavyBall(momentum=0.5), mcf.Adam(lr=1e-2)
 FIXED = mcf.HeavyBall(lr=1e-2, momentum=0.5)
 
-# What is solved: the tier that takes it, dtype, batch, m, n (= p), the solver, options, and how far X may be off.
-# The lr of HEAVY is an estimate that both devices make of the same M; momentum 0.5 lets the residual fall steadily, so
+# What is solved: its algorithm, dtype, batch, m, n (= p), the solver, options, and how far X may be off.
+# The lr of HEAVY is an estimate that both devices make of the same M; with momentum 0.5 the residual falls steadily, so
 # that rounding moves a stop by an iteration at most.
 CASES = {
     "small": ("small", WIDE, (50,), 8, 8, HEAVY, {"rtol": 1e-6}, 1e-9),
@@ -58,15 +59,14 @@ def on_gpu(tensors):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_solve_equals_the_cpus(name):
-    way, dtype, batch, m, n, solver, options, tolerance = CASES[name]
-    taken = backend.advance_way(
-        DEVICE, dtype, batch[0] if batch else 1, m, n, n, product=name != "no M",
-        coupled=options.get("loss") == "fro", heavy_ball=solver is not ADAM,
-    )  # fmt: skip
-    assert taken is not None
-    assert (taken.path, taken.name) == ("triton", way)
+    from matconv_fast.kernels.gpu import launch
+
+    algorithm, dtype, batch, m, n, solver, options, tolerance = CASES[name]
+    shape = Shape(batch[0] if batch else 1, m, n, n, name != "no M", options.get("loss") == "fro", dtype)
+    assert launch.choose(shape, solver.kernel_rule) == launch.ALGORITHMS[algorithm]
     tensors, keywords = inputs(name)
     theirs, ours = mcf.solve(*tensors, **keywords), mcf.solve(*on_gpu(tensors), **keywords)
+    assert f"{algorithm} (triton)" in ours.method
     assert ours.X.device.type == DEVICE.type
     assert torch.equal(ours.status.cpu(), theirs.status)
     assert (ours.iterations.cpu() - theirs.iterations).abs().max() <= (0 if dtype == WIDE else 1)
@@ -95,7 +95,7 @@ def test_a_batch_that_goes_on_from_a_solution_ends_as_one_run(name):
 
 @pytest.fixture
 def no_sync():
-    """Anything inside that waits for the device raises; what is made once, and kernels, must be there before."""
+    """Whatever waits for the device inside raises. Kernels must be compiled before."""
 
     class NoSync:
         def __enter__(self):
@@ -117,27 +117,28 @@ def test_the_sync_check_finds_a_sync(no_sync):
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_loop_does_not_wait(name, no_sync):
-    """A start, six chunks that end at a tolerance or not, a capture and replays among them, and looks at the flags."""
+    """A start, six chunks that end at a tolerance or not, with a capture and replays, and checks of the flags."""
     tensors, keywords = inputs(name)
     tensors, solver, loss = on_gpu(tensors), keywords.pop("solver"), keywords.pop("loss", "mse")
     problem = Problem.of(*tensors, loss, left=False)
-    start = loop.State.fresh(problem.start(tensors[2]), solver.buffers(problem, problem.start(tensors[2])), solver)
+    X = problem.start(tensors[2])
+    start = Checkpoint.fresh(X, solver.init(problem, X), solver)
 
-    def drive(prepared):
-        prepared.look()
+    def drive(run):
+        run.check_start()
         for _ in range(6):
-            prepared.run(4)
-            prepared.flags.latest()
-        prepared.stop_stagnated(prepared.best.clone(), explicit=False)
-        return prepared
+            run.chunk(4)
+            run.flags.latest()
+        run.stop_stagnated(run.standing.best.clone(), explicit=False)
+        return run
 
     with torch.no_grad():
-        once = drive(loop._Run(problem, solver, Options(**keywords), start))
-        again = loop._Run(problem, solver, Options(**keywords), start)
+        first = drive(Run(problem, solver, Options(**keywords), start))
+        second = Run(problem, solver, Options(**keywords), start)
         with no_sync:
-            drive(again)
-    assert torch.equal(again.state[0], once.state[0])
-    assert torch.equal(again.updates, once.updates)
+            drive(second)
+    assert torch.equal(second.iterate.X, first.iterate.X)
+    assert torch.equal(second.standing.updates, first.standing.updates)
 
 
 def test_a_solve_without_history_does_not_wait(no_sync):
@@ -145,17 +146,17 @@ def test_a_solve_without_history_does_not_wait(no_sync):
     tensors, keywords = inputs("gemm batch")
     tensors = on_gpu(tensors)
     keywords |= {"solver": FIXED, "loss": "sse", "record_every": 0, "max_iters": 40}
-    once = mcf.solve(*tensors, **keywords)
+    first = mcf.solve(*tensors, **keywords)
     with no_sync:
-        again = mcf.solve(*tensors, **keywords)
-    assert torch.equal(again.X, once.X)
+        second = mcf.solve(*tensors, **keywords)
+    assert torch.equal(second.X, first.X)
 
 
-@pytest.mark.parametrize("loss", _reference.LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", [LOW, FULL, WIDE])
 @pytest.mark.parametrize(("m", "n", "p"), [(1030, 60, 1100), (130, 300, 70)])
 def test_the_loss_and_its_gradients(m, n, p, dtype, loss):
-    """With R made again for each gradient, and with R held."""
+    """With R computed for each gradient, and with R held."""
     generator = torch.Generator().manual_seed(0)
     tensors = [
         torch.randn(shape, generator=generator, dtype=WIDE).to(DEVICE, dtype) for shape in ((m, n), (n, p), (m, p))
@@ -187,7 +188,7 @@ def test_a_step_in_place(size):
 
 def test_distances_and_closeness():
     A, B = torch.rand(2, 3, 70, 1100, generator=torch.Generator().manual_seed(0), dtype=WIDE).to(DEVICE, FULL)
-    for ord_ in _reference.ORDS:
+    for ord_ in ORDS:
         truth = _reference.distance(A.double(), B.double(), ord_)
         torch.testing.assert_close(mcf.distance(A, B, ord=ord_).double(), truth, rtol=1e-5, atol=0.0)
     near = torch.stack((A[0], A[1] + 1e-3, A[2]))
@@ -195,43 +196,42 @@ def test_distances_and_closeness():
 
 
 @pytest.mark.parametrize("name", ["small", "rows", "tiled", "gemm"])
-def test_captured_by_hand_a_replay_reads_lr_anew(name):
-    """All that `advance` is told lies in device memory: a graph of it serves every lr."""
-    way, dtype, batch, m, n, _, _, _ = CASES[name]
+def test_a_replay_of_a_captured_graph_reads_a_new_lr(name):
+    """All arguments of `advance` but shapes and the scale are in device memory: one graph serves every lr."""
+    algorithm, dtype, batch, m, n, _, _, _ = CASES[name]
     (M, Y, X0), _ = inputs(name)
     count, state = (batch[0] if batch else 1), (WIDE if dtype == WIDE else FULL)
     M, Y, X0 = (t.view(count, *t.shape[-2:]) for t in on_gpu((M, Y, X0)))
     X, V = X0.to(state), torch.zeros(count, m, n, dtype=state, device=DEVICE)
-    lr, momentum = (torch.full((count,), value, dtype=state, device=DEVICE) for value in (1e-3, 0.5))
-    limit = torch.full((count,), 4, device=DEVICE)
-    never = torch.full((count,), -1.0, dtype=WIDE, device=DEVICE)
-    sums, taken = torch.zeros(count, 5, dtype=WIDE, device=DEVICE), torch.zeros_like(limit)
-    code = backend.gpu().WAYS.index(way)
+    hyper = torch.full((2, count), 0.5, dtype=WIDE, device=DEVICE)
+    stop, trace = StopCriteria.steps(count, 4, DEVICE), Trace.empty(count, 4, DEVICE)
+    step = torch.zeros_like(trace.steps_done)
 
     def run():
-        torch.ops.matconv_fast.heavy_ball_advance(
-            X, V, M, Y, lr, momentum, limit, never, torch.full_like(never, torch.inf), sums, taken, None, 1, code
-        )
+        torch.ops.matconv_fast.advance(
+            "heavy_ball", X, [V], M, Y, hyper, step, 2.0, False, stop.limit, stop.threshold, stop.bail,
+            trace.sums, trace.steps_done, None, algorithm,
+        )  # fmt: skip
 
-    def from_the_start(call, rate):
+    def from_the_start(call, lr):
         X.copy_(X0)
         V.zero_()
-        lr.fill_(rate)
+        hyper[0].fill_(lr)
         call()
-        return X.clone(), sums.clone()
+        return X.clone(), trace.sums.clone()
 
-    expected = [from_the_start(run, rate) for rate in (1e-3, 2e-3)]
+    expected = [from_the_start(run, lr) for lr in (1e-3, 2e-3)]
     assert not torch.equal(expected[0][0], expected[1][0])
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    for rate, (X_end, sums_end) in zip((1e-3, 2e-3), expected, strict=True):
-        found = from_the_start(graph.replay, rate)
+    for lr, (X_end, sums_end) in zip((1e-3, 2e-3), expected, strict=True):
+        found = from_the_start(graph.replay, lr)
         torch.testing.assert_close(found, (X_end, sums_end))
 
 
 def test_a_search_finds_block_shapes_and_keeps_them(monkeypatch, tmp_path):
-    """MATCONV_FAST_AUTOTUNE=1, timed on the device: the results stay, and a second process would find the file."""
+    """MATCONV_FAST_AUTOTUNE=1, timed on the device: results don't change, and the shapes are kept in files."""
     from matconv_fast.kernels.gpu import search
 
     A, B = torch.rand(2, 3, 70, 1100, generator=torch.Generator().manual_seed(0), dtype=WIDE).to(DEVICE, FULL)

@@ -28,31 +28,31 @@ def scaled(loss, module=False):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("case", CASES)
-def test_residual_loss(path, loss, case):
-    both_orders(scaled(loss), tensors(CASES[case]), path)
+def test_residual_loss(backend, loss, case):
+    both_orders(scaled(loss), tensors(CASES[case]), backend)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("names", ARGUMENTS, ids="".join)
 @pytest.mark.parametrize("case", ["batch", "broadcast"])
-def test_residual_loss_by_some_arguments(path, loss, names, case):
-    both_orders(scaled(loss), tensors(CASES[case], names), path)
+def test_residual_loss_by_some_arguments(backend, loss, names, case):
+    both_orders(scaled(loss), tensors(CASES[case], names), backend)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_module_and_batches_of_gradients(path, loss):
+def test_the_module_and_batches_of_gradients(backend, loss):
     inputs = tensors(CASES["batch"])
-    both_orders(scaled(loss, module=True), inputs, path, check_batched_grad=path != "triton")
+    both_orders(scaled(loss, module=True), inputs, backend, check_batched_grad=backend != "triton")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("case", "names"), [("columns", "XM"), ("rows", "XM"), ("square", "XMY"), ("square", "Y")])
-def test_residual_loss_beyond_the_small_kernels(path, loss, case, names):
+def test_residual_loss_beyond_the_small_kernels(backend, loss, case, names):
     inputs = tensors(LARGE[case], names)
     if case == "square":
-        both_orders(scaled(loss), inputs, path, fast_mode=True)
+        both_orders(scaled(loss), inputs, backend, fast_mode=True)
     else:
         assert gradcheck(scaled(loss), inputs, fast_mode=True)
 
@@ -69,7 +69,7 @@ def gradients(function, inputs, weights, names, **options):
     [TAILS, CASES["batch"], CASES["one row"], *(pytest.param(s, marks=pytest.mark.long) for s in LARGE.values())],
     ids=["tails", "batch", "one row", *(f"large {name}" for name in LARGE)],
 )
-def test_float32_gradients_miss_no_more_than_those_of_the_formula(path, loss, names, shapes):
+def test_float32_gradients_miss_no_more_than_those_of_the_formula(backend, loss, names, shapes):
     """Allowance: twice what autograd of the formula in float32 misses the float64 gradient by, plus 1e-6 of it."""
     if shapes[2] is None and "Y" in names:
         pytest.skip("there is no Y")
@@ -95,7 +95,7 @@ def test_float32_gradients_miss_no_more_than_those_of_the_formula(path, loss, na
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("case", ["ragged", "no M", "no Y", "batch", pytest.param("columns", marks=pytest.mark.long)])
-def test_a_later_backward_gives_the_same_bits(path, loss, case):
+def test_a_later_backward_gives_the_same_bits(backend, loss, case):
     """The first one scales in place what the forward made; a later one computes it anew."""
     inputs = tensors((CASES | LARGE)[case])
     wanted = [t for t in inputs if t is not None]
@@ -119,7 +119,7 @@ NORMS = {
 
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("function", NORMS)
-def test_the_gradient_of_a_norm_is_0_at_0(path, function, create_graph):
+def test_the_gradient_of_a_norm_is_0_at_0(backend, function, create_graph):
     """In a batch whose other problem is elsewhere; of integers, so that its residual is exactly 0."""
     X, M = rand(2, 3, 4, seed=1).mul(3).round(), rand(2, 4, 2, seed=2).mul(3).round()
     Y = X @ M

@@ -19,7 +19,7 @@ BATCHES = [((3, 4), (3, 4)), ((2, 3, 2), (2, 3, 2)), ((2, 1, 2, 3), (3, 2, 3)), 
 @pytest.mark.parametrize(
     "names", ["AB", pytest.param("A", marks=pytest.mark.long), pytest.param("B", marks=pytest.mark.long)]
 )
-def test_distance(path, ord_, shapes, names):
+def test_distance(backend, ord_, shapes, names):
     """Differences apart from each other and from 0, where the largest entry and the sum of moduli have kinks."""
     A, B = (torch.randperm(math.prod(s), generator=torch.Generator().manual_seed(k)) for k, s in enumerate(shapes))
     A, B = A.double().view(shapes[0]) + 0.3, 1.37 * B.double().view(shapes[1])
@@ -27,7 +27,7 @@ def test_distance(path, ord_, shapes, names):
     assert sizes.min() > 0.01
     assert (sizes[..., 1:] - sizes[..., :-1])[..., -1].min() > 0.01
     A, B = A.requires_grad_("A" in names), B.requires_grad_("B" in names)
-    both_orders(lambda A, B: mcf.distance(A, B, ord=ord_), (A, B), path)
+    both_orders(lambda A, B: mcf.distance(A, B, ord=ord_), (A, B), backend)
 
 
 def a_step(loss):
@@ -37,7 +37,11 @@ def a_step(loss):
     return stepped
 
 
-STEPS = ("ragged", "one row", "no M", "no Y", "batch", "shared M and Y", "broadcast")
+STEPS = [
+    "one row",
+    "broadcast",
+    *(pytest.param(c, marks=pytest.mark.long) for c in ("ragged", "no M", "no Y", "batch", "shared M and Y")),
+]
 
 
 def of_a_step(case, names="XVMYlm", dtype=torch.float64):
@@ -52,28 +56,28 @@ def of_a_step(case, names="XVMYlm", dtype=torch.float64):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("case", STEPS)
-def test_heavy_ball_step(path, loss, case):
-    both_orders(a_step(loss), of_a_step(case), path)
+def test_heavy_ball_step(backend, loss, case):
+    both_orders(a_step(loss), of_a_step(case), backend)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("names", ["X", "V", "M", "Y", "l", "m", "XV", "MY", "lm"])
-def test_heavy_ball_step_by_some_arguments(path, loss, names):
-    both_orders(a_step(loss), of_a_step("batch", names), path)
+def test_heavy_ball_step_by_some_arguments(backend, loss, names):
+    both_orders(a_step(loss), of_a_step("batch", names), backend)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("loss", LOSSES)
-def test_heavy_ball_step_beyond_the_small_kernels(path, loss):
+def test_heavy_ball_step_beyond_the_small_kernels(backend, loss):
     X, M, Y = tensors(LARGE["square"])
     V, lr, momentum = rand(90, 80, seed=8), torch.tensor(0.7).double(), torch.tensor(0.6).double()
     inputs = [X, V.requires_grad_(), M, Y, lr.requires_grad_(), momentum.requires_grad_()]
-    both_orders(a_step(loss), inputs, path, fast_mode=True)
+    both_orders(a_step(loss), inputs, backend, fast_mode=True)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_heavy_ball_step_in_float32(path, loss):
+def test_heavy_ball_step_in_float32(backend, loss):
     """Against autograd of the formulas in float64; allowance: 1e-5 of the largest entry of each gradient."""
     inputs = of_a_step("batch", dtype=torch.float32)
     exact = [t.detach().double().requires_grad_() for t in inputs]
@@ -96,9 +100,9 @@ def test_heavy_ball_step_in_float32(path, loss):
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-def test_compiled(path):
+def test_compiled(backend):
     """All losses, distances and steps in one graph, which costs one compilation."""
-    if path != "cpu":
+    if backend != "cpu":
         pytest.skip("a compiled function holds the kernels; those of the reference are plain operators")
 
     def everything(X, V, M, Y):
@@ -138,7 +142,7 @@ EQUATIONS = {
 @pytest.mark.long
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("case", EQUATIONS)
-def test_a_solve(path, case, left):
+def test_a_solve(backend, case, left):
     shapes = EQUATIONS[case]
     M, Y = well_conditioned(*shapes[0]), None if shapes[1] is None else rand(*shapes[1], seed=2)
     M, Y = (None if t is None else (t.mT if left else t).clone().requires_grad_() for t in (M, Y))
@@ -149,27 +153,27 @@ def test_a_solve(path, case, left):
     pinv = torch.linalg.pinv(M)
     target = torch.eye(M.shape[-2 if left else -1], dtype=torch.float64) if Y is None else Y
     torch.testing.assert_close(solved(M, Y), pinv @ target if left else target @ pinv)
-    both_orders(solved, (M, Y), path, fast_mode=path == "reference" and (left or case != "wide"))
+    both_orders(solved, (M, Y), backend, fast_mode=backend == "reference" and (left or case != "wide"))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("names", ["M", "Y"])
-def test_a_solve_by_one_argument(path, names):
+def test_a_solve_by_one_argument(backend, names):
     M, Y = well_conditioned(2, 4).requires_grad_("M" in names), rand(3, 4, seed=2).requires_grad_("Y" in names)
-    both_orders(lambda M, Y: mcf.solve(M, Y, **EXACT).X, (M, Y), path)
+    both_orders(lambda M, Y: mcf.solve(M, Y, **EXACT).X, (M, Y), backend)
 
 
 @pytest.mark.long
-def test_an_inverse(path):
+def test_an_inverse(backend):
     both_orders(
         lambda M: mcf.inv(M, **EXACT).X,
         (well_conditioned(2, 3, 3).requires_grad_(),),
-        path,
-        fast_mode=path == "reference",
+        backend,
+        fast_mode=backend == "reference",
     )
 
 
-def test_a_solve_and_its_gradients_in_float32(path):
+def test_a_solve_and_its_gradients_in_float32(backend):
     """Against ``Y M^+`` in float64; allowance: 1e-4 of the largest entry, for a tolerance of 1e-6."""
     M, Y = (t.float().requires_grad_() for t in (well_conditioned(3, 3), rand(2, 3, seed=2)))
     X = mcf.solve(M, Y, solver=mcf.HeavyBall(momentum="auto"), rtol=1e-6).X

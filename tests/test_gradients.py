@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import matconv_fast as mcf
 
-pytestmark = pytest.mark.usefixtures("path")
+pytestmark = pytest.mark.usefixtures("backend")
 TIGHT = {"solver": mcf.HeavyBall(momentum="auto"), "rtol": 1e-12, "record_every": 0}
 
 

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import matconv_fast as mcf
 
-pytestmark = pytest.mark.usefixtures("path")
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def rand(*shape, dtype=torch.float64, seed=0, requires_grad=False):

@@ -35,7 +35,7 @@ def test_X0_and_its_product_are_the_notebooks():
     assert [f"{value:.4f}" for value in product.tolist()] == ["0.7196", "1.2590", "2.0002", "1.3540"]
 
 
-def test_first_loss_and_gradient_are_the_notebooks(path):
+def test_first_loss_and_gradient_are_the_notebooks(backend):
     run = RUNS["N1"]
     assert f"{solve(run, max_iters=1).history[0].item():.4f}" == "1.6650"
     X = run.X0.requires_grad_()
@@ -48,7 +48,7 @@ def test_first_loss_and_gradient_are_the_notebooks(path):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_history_is_sgds_trajectory(path, name):
+def test_history_is_sgds_trajectory(backend, name):
     run = RUNS[name]
     ours = solve(run, max_iters=200).history[:200].double()
     truth, sgd = sgd_losses(run, 200, torch.float64), sgd_losses(run, 200, torch.float32)
@@ -58,7 +58,7 @@ def test_history_is_sgds_trajectory(path, name):
 
 
 @pytest.mark.long
-def test_final_losses_are_as_the_table_says(path):
+def test_final_losses_are_as_the_table_says(backend):
     history = {name: solve(run).history for name, run in RUNS.items()}
     assert all(h.shape == (10_001,) for h in history.values())
     assert history["N1"][2_000:].max() < 1e-14
@@ -73,7 +73,7 @@ def test_random_M_is_under_the_condition_number():
 
 
 @pytest.mark.parametrize("name", ["N1", "N2"])
-def test_the_notebooks_loop_and_ours_end_at_the_same_X(path, name):
+def test_the_notebooks_loop_and_ours_end_at_the_same_X(backend, name):
     run = RUNS[name]
     X, losses = _workloads.notebook_loop(_workloads.NotebookRun(name, run.M, run.lr, run.momentum, 500))
     ours = solve(run, max_iters=500)

@@ -1,8 +1,7 @@
-"""Layers, metadata, command line, and what an installation holds with and without a compiler."""
+"""Metadata, `info`, the command line, and what an installation holds with and without a compiler."""
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import subprocess
@@ -13,94 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from matconv_fast.kernels import contract
+from source_tree import ROOT, sources
 
 import matconv_fast as mcf
 from matconv_fast.__main__ import main
-
-ROOT = Path(__file__).resolve().parent.parent
-
-# Lower may not import from higher, at the top of a file or inside a function. Files of one layer may import each other.
-LAYERS = [
-    ["kernels"],
-    ["matconv_fast._reference"],
-    ["matconv_fast._checks", "matconv_fast._ops"],
-    ["matconv_fast.losses", "matconv_fast.distance", "matconv_fast.step"],
-    [
-        f"matconv_fast.solve.{name}"
-        for name in ("status", "options", "problem", "solver", "spectrum", "convergence", "saved")
-    ],
-    [
-        f"matconv_fast.solve.{name}"
-        for name in ("heavy_ball", "adam", "progress", "flags", "graph", "phases", "loop", "diagnosis", "implicit")
-    ],
-    ["matconv_fast.plotting"],
-    ["matconv_fast.solve"],
-    ["matconv_fast._workloads"],
-    ["matconv_fast._demo"],
-    ["matconv_fast"],
-]
-
-
-def layer(module: str) -> int:
-    module = module.replace("matconv_fast.kernels", "kernels")
-    matches = [
-        (len(name), k) for k, names in enumerate(LAYERS) for name in names if f"{module}.".startswith(f"{name}.")
-    ]
-    return max(matches)[1]
-
-
-def module_imports(file: Path) -> tuple[str, set[str]]:
-    """A file's module name, and the modules of ours that it imports anywhere, types alone excepted."""
-    parts = file.relative_to(ROOT).with_suffix("").parts
-    package = parts[:-1]
-    module = ".".join(package if parts[-1] == "__init__" else parts)
-    tree = ast.parse(file.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            node.body = []
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.split(".")[0] in ("matconv_fast", "kernels")}
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            target = ".".join(part for part in (base, node.module) if part)
-            if target.split(".")[0] not in ("matconv_fast", "kernels"):
-                continue
-            for alias in node.names:
-                path = ROOT / Path(*f"{target}.{alias.name}".replace("matconv_fast.kernels", "kernels").split("."))
-                is_module = path.with_suffix(".py").exists() or path.is_dir()
-                found.add(f"{target}.{alias.name}" if is_module else target)
-    return module, found
-
-
-def sources() -> list[Path]:
-    return sorted([*ROOT.glob("matconv_fast/**/*.py"), *ROOT.glob("kernels/**/*.py")])
-
-
-@pytest.mark.parametrize("file", sources(), ids=lambda f: str(f.relative_to(ROOT)))
-def test_imports_point_down_the_layers(file):
-    module, imported = module_imports(file)
-    for target in imported:
-        assert layer(target) <= layer(module), f"{module} imports {target}"
-    if module.startswith("kernels"):
-        assert all(target.startswith("kernels") for target in imported)
-
-
-def test_the_layer_test_sees_imports():
-    _, imported = module_imports(ROOT / "matconv_fast" / "solve" / "heavy_ball.py")
-    assert {"matconv_fast._checks", "matconv_fast._ops.advance", "matconv_fast.solve.spectrum"} <= imported
-    _, imported = module_imports(ROOT / "matconv_fast" / "solve" / "solution.py")
-    assert "matconv_fast.plotting" in imported  # inside a function
-    assert layer("matconv_fast.solve.loop") < layer("matconv_fast.plotting") < layer("matconv_fast.solve.solution")
-
-
-def test_no_top_level_import_of_kernels():
-    for file in [*sources(), *ROOT.glob("tests/*.py")]:
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            assert not any(name.split(".")[0] == "kernels" for name in names), file
 
 
 def test_every_public_name_has_a_documented_example():
@@ -111,12 +27,29 @@ def test_every_public_name_has_a_documented_example():
             assert ">>>" in document, name
 
 
-def test_codes_agree():
-    from matconv_fast import _reference
+def test_codes_are_those_of_the_contract():
+    codes = {status.name: status.value for status in mcf.Status}
+    assert codes | {"RUNNING": contract.RUNNING} == contract.STATUS_CODES
+    assert len(set(contract.STATUS_CODES.values())) == len(contract.STATUS_CODES)
+    for name, code in contract.STATUS_CODES.items():
+        assert getattr(contract, name) == code
 
-    for status in mcf.Status:
-        assert getattr(_reference, status.name) == status.value
-        assert status.value != _reference.RUNNING
+
+def test_what_cpp_reads_of_the_contract_is_up_to_date():
+    command = [sys.executable, str(ROOT / "tools" / "write_contract.py"), "--check"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_a_stale_header_is_found(tmp_path):
+    for file in ("tools/write_contract.py", "kernels/contract.py", "kernels/cpu/contract.h"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes((ROOT / file).read_bytes())
+    command = [sys.executable, str(tmp_path / "tools" / "write_contract.py"), "--check"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    copy = tmp_path / "kernels" / "contract.py"
+    copy.write_text(copy.read_text().replace("BAIL_FACTOR = 1e16", "BAIL_FACTOR = 1e17"))
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 1
 
 
 def test_importing_is_light():
@@ -133,21 +66,38 @@ def run_python(code: str, *, environment: dict[str, str] | None = None, cwd: Pat
     )  # fmt: skip
 
 
-def test_info_names_the_path_of_each_device(force):
+def test_info_names_the_backend_of_each_device(force):
+    force("cpu")
     shown = str(mcf.info())
     assert f"matconv_fast {mcf.__version__}" in shown
     assert torch.__version__ in shown
     assert mcf.info().version == mcf.__version__
-    assert mcf.info().devices[0].path.startswith("cpu (C++ kernels, ")
+    assert mcf.info().devices[0].backend.startswith("cpu (C++ kernels, ")
     assert "cuda" in shown
     force("reference")
-    assert mcf.info().devices[0].path.startswith("reference")
+    assert mcf.info().devices[0].backend.startswith("reference")
     assert mcf.info().forced == "reference"
+
+
+def test_info_names_the_algorithm_that_ran_last():
+    code = """
+import torch, matconv_fast as mcf
+print(mcf.info().devices[0].last)
+mcf.solve(torch.eye(4), torch.ones(2, 4))
+print(mcf.info().devices[0].last)
+mcf.solve(torch.eye(4).expand(50, 4, 4))
+print(mcf.info())
+print(mcf.info().devices[1].last)
+"""
+    shown = run_python(code, environment={"MATCONV_FAST_BACKEND": "cpu"}).stdout.splitlines()
+    assert shown[:2] == ["None", "tiny (cpu)"]
+    assert [line.split(maxsplit=2) for line in shown if "last solve" in line] == [["last", "solve:", "lanes (cpu)"]]
+    assert shown[-1] == "None"
 
 
 @pytest.mark.parametrize("isa", ["generic", "avx2"])
 def test_every_instruction_set_that_the_processor_has_gives_the_answer(isa):
-    """In a process of its own, since the choice is made once; what is missing here falls back to generic."""
+    """In a process of its own, since the choice is made once; without the instruction set, generic runs."""
     code = """
 import torch, matconv_fast as mcf
 for n in (3, 4, 9, 20):
@@ -155,7 +105,7 @@ for n in (3, 4, 9, 20):
         M = torch.diag(torch.linspace(1, 2, n, dtype=dtype)) + 0.01
         X = mcf.solve(M, rtol=1e-5).X
         assert torch.allclose(X @ M, torch.eye(n, dtype=dtype), atol=1e-3), (n, dtype)
-print(mcf.info().devices[0].path)
+print(mcf.info().devices[0].backend)
 """
     shown = run_python(code, environment={"MATCONV_FAST_ISA": isa, "MATCONV_FAST_BACKEND": "cpu"}).stdout
     assert shown.startswith("cpu (C++ kernels, ")
@@ -170,7 +120,7 @@ def test_an_unknown_instruction_set_is_refused_with_the_list():
 
 def test_command_line_info(capsys):
     main(["info"])
-    assert "path: cpu (C++ kernels" in capsys.readouterr().out
+    assert "backend: cpu (C++ kernels" in capsys.readouterr().out
 
 
 def test_command_line_errors(capsys, tmp_path):
@@ -225,7 +175,7 @@ def without_compiler(tmp_path_factory) -> Path:
 
 
 def copied_sources(target: Path) -> Path:
-    """What git tracks: no build products, no extension."""
+    """The files that git tracks: no build products, no extension."""
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
     for name in filter(None, names):
         if (ROOT / name).is_file():
@@ -252,14 +202,14 @@ print(mcf.info())
     # -P and an empty directory: neither this checkout nor its editable installation may be found first
     shown = run_python(code, environment={"PYTHONPATH": str(without_compiler)}, cwd=tmp_path).stdout
     assert str(without_compiler) in shown
-    assert "path: reference" in shown
+    assert "backend: reference" in shown
     assert "found no C++ compiler, or no PyTorch to build against" in shown
     assert not list(without_compiler.rglob("*.so"))
 
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory) -> tuple[list[str], list[str]]:
-    """Names inside the wheel, and inside the sdist, built here (without the extension: what it holds is the point)."""
+    """Names of the files in a wheel and in an sdist, built without the extension."""
     copy, out = copied_sources(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("dist")
     environment = {**os.environ, "CC": "false", "CXX": "false"}
     code = (

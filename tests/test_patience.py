@@ -37,12 +37,12 @@ def assert_ends(sol, expected, most):
     assert (mcf.Status(sol.status.item()), int(sol.iterations)) == wanted
 
 
-@pytest.mark.parametrize("patience", [1, 2, 5, 16])
+@pytest.mark.parametrize("patience", [5, *(pytest.param(k, marks=pytest.mark.long) for k in (1, 2, 16))])
 @pytest.mark.parametrize(
     ("percent", "stagnates"),
     [(0.45, True), (0.9, True), (0.999, True), (1.001, False), (1.1, False), (1.9, False), (2.1, False)],
 )
-def test_the_threshold_is_1_per_cent_of_the_norm(path, percent, stagnates, patience):
+def test_the_threshold_is_1_per_cent_of_the_norm(backend, percent, stagnates, patience):
     solver = descent((1 - percent / 100) ** (1 / patience))
     most = 3 * patience + 1
     sol = mcf.solve(ONE, solver=solver, patience=patience, max_iters=most, **ENDLESS)
@@ -52,7 +52,7 @@ def test_the_threshold_is_1_per_cent_of_the_norm(path, percent, stagnates, patie
 
 
 @pytest.mark.parametrize("loss", ["mse", "sse", "fro"])
-def test_it_is_the_norm_whatever_the_loss(path, loss):
+def test_it_is_the_norm_whatever_the_loss(backend, loss):
     """Of the gradient of ||R||, which is a sign, the steps are all of one length."""
     for fall in (0.009, 0.011):
         lr = {"mse": (1 - (1 - fall) ** 0.1) / 2, "sse": (1 - (1 - fall) ** 0.1) / 2, "fro": fall / 10}[loss]
@@ -61,8 +61,8 @@ def test_it_is_the_norm_whatever_the_loss(path, loss):
         assert_ends(sol, 10 if fall < 0.01 else None, 10)
 
 
-@pytest.mark.parametrize("check_every", [None, 1, 3, 64])
-def test_each_window_begins_where_the_last_one_ended(path, check_every):
+@pytest.mark.parametrize("check_every", [3, *(pytest.param(k, marks=pytest.mark.long) for k in (None, 1, 64))])
+def test_each_window_begins_where_the_last_one_ended(backend, check_every):
     """One entry of R falls by a third an iteration, the other by a thousandth: the fall over a window shrinks."""
     M = torch.diag(torch.tensor([1.0, 0.05], dtype=torch.float64))
     Y = torch.tensor([[1.0, 0.3]], dtype=torch.float64)
@@ -76,8 +76,8 @@ def test_each_window_begins_where_the_last_one_ended(path, check_every):
         assert float(sol.residual_norm) == pytest.approx(norms[expected], rel=1e-12)
 
 
-@pytest.mark.parametrize("patience", [3, 4, 6, 9, 13])
-def test_it_is_the_smallest_norm_that_must_fall(path, patience):
+@pytest.mark.parametrize("patience", [4, *(pytest.param(k, marks=pytest.mark.long) for k in (3, 6, 9, 13))])
+def test_it_is_the_smallest_norm_that_must_fall(backend, patience):
     """Momentum makes R swing: it ends a window above the smallest, or above where it began."""
     lr, momentum, r, v = 0.05, 0.98, 1.0, 0.0
     norms = [1.0]
@@ -92,8 +92,8 @@ def test_it_is_the_smallest_norm_that_must_fall(path, patience):
     assert_ends(sol, expected, 80)
 
 
-@pytest.mark.parametrize("first", [1, 4, 5, 6, 10, 14])
-def test_a_window_goes_on_in_a_resumed_run(path, first):
+@pytest.mark.parametrize("first", [6, *(pytest.param(k, marks=pytest.mark.long) for k in (1, 4, 5, 10, 14))])
+def test_a_window_goes_on_in_a_resumed_run(backend, first):
     M = torch.diag(torch.tensor([1.0, 0.05], dtype=torch.float64))
     Y = torch.tensor([[1.0, 0.3]], dtype=torch.float64)
     options = {"solver": mcf.HeavyBall(lr=0.4, momentum=0.0), "patience": 5, **ENDLESS}
@@ -106,7 +106,7 @@ def test_a_window_goes_on_in_a_resumed_run(path, first):
     assert torch.equal(rest.X, whole.X)
 
 
-def test_the_problems_of_a_batch_end_one_by_one(path):
+def test_the_problems_of_a_batch_end_one_by_one(backend):
     falls = torch.tensor([0.5, 0.9, 1.1, 1.9, 2.1, 60.0], dtype=torch.float64) / 100
     solver = mcf.HeavyBall(lr=(1 - (1 - falls) ** (1 / 8)) / 2, momentum=0.0)
     M = ONE.expand(6, 1, 1)
@@ -117,7 +117,7 @@ def test_the_problems_of_a_batch_end_one_by_one(path):
     assert sol.iterations.tolist() == [8, 8, 24, 24, 24, 21]
 
 
-def test_a_tolerance_that_is_met_at_the_end_of_a_window_comes_first(path):
+def test_a_tolerance_that_is_met_at_the_end_of_a_window_comes_first(backend):
     factor = 0.995 ** (1 / 5)
     sol = mcf.solve(ONE, solver=descent(factor), patience=5, atol=0.99501, rtol=0.0, max_iters=20)
     assert (mcf.Status(sol.status.item()), int(sol.iterations)) == (mcf.Status.CONVERGED, 5)
@@ -125,6 +125,6 @@ def test_a_tolerance_that_is_met_at_the_end_of_a_window_comes_first(path):
     assert (mcf.Status(later.status.item()), int(later.iterations)) == (mcf.Status.STAGNATED, 5)
 
 
-def test_a_window_that_max_iters_cuts_short_ends_nothing(path):
+def test_a_window_that_max_iters_cuts_short_ends_nothing(backend):
     sol = mcf.solve(ONE, solver=descent(0.99999), patience=10, max_iters=9, **ENDLESS)
     assert_ends(sol, None, 9)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matconv_fast.kernels.cpu import launch
 from problems import well_conditioned
 from torch.profiler import ProfilerActivity, profile
 
 import matconv_fast as mcf
-from matconv_fast.solve import loop, phases
+from matconv_fast.solve import phases
+from matconv_fast.solve import run as run_module
 
 ROOT = Path(__file__).resolve().parent.parent
 PHASES = {f"matconv_fast.solve.{name}" for name in ("prepare", "advance", "reduce", "poll", "history")}
@@ -26,7 +28,7 @@ PHASES = {f"matconv_fast.solve.{name}" for name in ("prepare", "advance", "reduc
 
 @pytest.fixture
 def traced(tmp_path: Path) -> Callable[[Callable[[], object]], list[dict[str, Any]]]:
-    """Events of ours in the Chrome trace of a call, as a user reads them: from the exported file."""
+    """The events of matconv_fast in the Chrome trace of a call, read from the exported file."""
 
     def trace(call: Callable[[], object]) -> list[dict[str, Any]]:
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
@@ -48,8 +50,10 @@ def inside(inner: dict[str, Any], outer: dict[str, Any]) -> bool:
 
 
 def overshooting() -> mcf.Solution:
-    """16 x 70, M 70 x 70: blocks of rows on either kernel path. All but the C++ kernels go beyond the stop, and leave
-    it to the caller to run the problem again."""
+    """16 x 70, M 70 x 70: slabs or blocks of rows in the kernels.
+
+    All but the C++ kernels overshoot the stop, so the problem is restored and replayed.
+    """
     M, Y = well_conditioned(70, dtype=torch.float32), torch.ones(16, 70)
     return mcf.solve(M, Y, solver=mcf.HeavyBall(lr=20.0, momentum=0.5), rtol=0.3)
 
@@ -57,57 +61,91 @@ def overshooting() -> mcf.Solution:
 @pytest.fixture
 def two_threads():
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # one thread alone takes slab by slab, and stops where it should
+    torch.set_num_threads(2)  # with one thread no parallel algorithm is chosen
     yield
     torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_every_phase_shows_with_shapes_and_the_way_that_ran(path, traced):
+def test_every_phase_shows_with_shapes_and_the_algorithm(backend, traced):
     expected = overshooting()
     solutions = []
     events = traced(lambda: solutions.append(overshooting()))
-    assert torch.equal(solutions[0].X, expected.X)  # watching changes nothing
+    assert torch.equal(solutions[0].X, expected.X)  # profiling changes no result
     assert 0 < int(expected.iterations) < 16
 
     assert {event["name"] for event in events} >= {"matconv_fast.solve", *PHASES}
     (whole,) = named(events, "matconv_fast.solve")
     assert whole["args"]["Input Dims"] == [[70, 70], [16, 70], []]
-    way = {"reference": "plain", "cpu": "alone", "triton": "rows"}[path]
+    algorithm = {"reference": "reference", "triton": "rows"}.get(backend)
+    if algorithm is None:  # on the width of a vector depends whether rows or blocks of rows fill it
+        algorithm = launch.choose(expected.problem.shape, "heavy_ball").name
+        assert algorithm in ("parallel_rows", "parallel_blocks")
     for event in events:
         if event["name"] in PHASES:
             arguments = event["args"]
             assert inside(event, whole)
             assert arguments["Input Dims"] == [[1, 16, 70], [1, 70, 70], [1, 16, 70]]
-            said = {"B": 1, "m": 16, "n": 70, "p": 70, "loss": "mse", "solver": "HeavyBall", "path": path, "way": way}
-            if event["name"] == "matconv_fast.solve.prepare":
-                del said["path"], said["way"]
-            assert said.items() <= arguments.items()
+            shown = {"B": 1, "m": 16, "n": 70, "p": 70, "loss": "mse", "solver": "HeavyBall"}
+            if event["name"] != "matconv_fast.solve.prepare":
+                shown |= {"backend": backend, "algorithm": algorithm}
+            assert shown.items() <= arguments.items()
     advances, replays = (named(events, f"matconv_fast.solve.{name}") for name in ("advance", "replay"))
-    chunks = [0, 1_000] if path == "cpu" else [0, 16]  # which grow only where what is past a stop is run in vain
-    again = [] if path == "cpu" else [int(expected.iterations)]
-    assert [event["args"]["steps"] for event in advances] == chunks + again
+    chunks = [0, 1_000] if backend == "cpu" else [0, 16]  # chunks grow only where what overshoots is discarded
+    replayed = [] if backend == "cpu" else [int(expected.iterations)]
+    assert [event["args"]["steps"] for event in advances] == chunks + replayed
     assert [event["args"]["steps"] for event in named(events, "matconv_fast.solve.reduce")] == chunks
-    assert len(replays) == len(again)
-    assert [any(inside(event, replay) for replay in replays) for event in advances] == [False, False, *map(bool, again)]
+    assert len(replays) == len(replayed)
+    found = [any(inside(event, replay) for replay in replays) for event in advances]
+    assert found == [False, False, *map(bool, replayed)]
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 4, 4, 4), (1, 12, 12, 12), (1, 5, 40, 40), (1, 40, 40, 40), (3, 40, 40, 40), (40, 6, 6, 6), (1, 33, 33, None)],
+)
+@pytest.mark.parametrize("solver", [mcf.HeavyBall(0.1), mcf.Adam()], ids=["heavy ball", "adam"])
+@pytest.mark.parametrize("loss", ["mse", "fro"])
+def test_the_algorithm_that_is_named_is_the_one_that_ran(force, traced, monkeypatch, shape, solver, loss):
+    """In the profiler's details, in `info` and in ``Solution.method``, against the argument of the operator."""
+    force("cpu")
+    operator = importlib.import_module("matconv_fast._ops.advance")
+    kernel, ran = operator._KERNEL, set()
+
+    def recorded(*arguments: object) -> None:
+        ran.add(arguments[-1])
+        kernel(*arguments)
+
+    monkeypatch.setattr(operator, "_KERNEL", recorded)
+    batch, m, n, p = shape
+    M = None if p is None else torch.eye(n, p).expand(batch, n, p)
+    options = {"solver": solver, "loss": loss, "max_iters": 20}
+    solutions = []
+    events = traced(lambda: solutions.append(mcf.solve(M, torch.ones(batch, m, p or n), **options)))
+    (algorithm,) = ran
+    assert {event["args"]["algorithm"] for event in named(events, "matconv_fast.solve.advance")} == {algorithm}
+    assert mcf.info().devices[0].last == f"{algorithm} (cpu)"
+    assert f"last solve: {algorithm} (cpu)" in str(mcf.info())
+    assert solutions[0].method == f"{type(solver).__name__}: {algorithm} (cpu)"
 
 
 def test_the_operators_of_a_solve_show_inside_their_phases(force, traced):
     force("cpu")
     M = well_conditioned(4, 3, dtype=torch.float32)
-    for solver, state in ((mcf.HeavyBall(0.1), 2), (mcf.Adam(), 3)):
+    for solver, matrices, hyper in ((mcf.HeavyBall(0.1), 1, 2), (mcf.Adam(), 2, 4)):
         events = traced(lambda solver=solver: mcf.solve(M, solver=solver, max_iters=20, rtol=0.0))
-        name = "heavy_ball" if state == 2 else "adam"
-        # the first look, and one chunk
+        # the initial residual, and one chunk
         for operator, phase, calls in (
-            ("start_run", "prepare", 1), (f"{name}_advance", "advance", 2), ("finish_chunk", "reduce", 2),
+            ("start_run", "prepare", 1), ("advance", "advance", 2), ("finish_chunk", "reduce", 2),
         ):  # fmt: skip
             found = named(events, f"matconv_fast::{operator}")
             assert len(found) == calls
             for event in found:
                 assert any(inside(event, outer) for outer in named(events, f"matconv_fast.solve.{phase}"))
-        (_, advance) = named(events, f"matconv_fast::{name}_advance")
-        assert advance["args"]["Input Dims"][:state] == [[3, 4, 4]] * state
+        (_, advance) = named(events, "matconv_fast::advance")
+        _, X, state, _, _, rates, *_ = advance["args"]["Input Dims"]
+        assert (X, state, rates) == ([3, 4, 4], [[3, 4, 4]] * matrices, [hyper, 3])
         (_, judged) = named(events, "matconv_fast::finish_chunk")
         assert judged["args"]["Input Dims"][0] == [3, 21]
 
@@ -125,14 +163,14 @@ def test_the_other_operators_show_with_shapes(force, traced):
     events = traced(call)
     for operator, shapes in (
         ("residual_products", [[5, 4], [4, 3], [5, 3]]),
-        ("heavy_ball_step_", [[5, 4], [5, 4], [4, 3], [5, 3]]),
-        ("distance", [[5, 4], [5, 4]]),
+        ("try_heavy_ball_step_", [[5, 4], [5, 4], [4, 3], [5, 3]]),
+        ("try_distance", [[5, 4], [5, 4]]),
     ):
         (event,) = named(events, f"matconv_fast::{operator}")
         assert event["args"]["Input Dims"][: len(shapes)] == shapes
 
 
-def test_the_table_tells_shapes_apart(path):
+def test_the_table_tells_shapes_apart(backend):
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         for n in (3, 5):
             mcf.solve(torch.eye(n), max_iters=4)
@@ -155,25 +193,22 @@ class Called:
 
 def test_a_captured_chunk_shows_as_a_graph(force, traced, monkeypatch):
     force("cpu")
-    prepare = mcf.HeavyBall.prepare
+    plan = mcf.HeavyBall.plan
     M, options = well_conditioned(4), {"max_iters": 40, "check_every": 8, "rtol": 0.0}
     plain = mcf.solve(M, **options)
-    monkeypatch.setattr(loop, "Replayed", Called)
-    monkeypatch.setattr(
-        mcf.HeavyBall, "prepare", lambda *args: replace(prepare(*args), way=replace(prepare(*args).way, captures=True))
-    )
+    monkeypatch.setattr(run_module, "Replayed", Called)
+    monkeypatch.setattr(mcf.HeavyBall, "plan", lambda *args: plan(*args)._replace(captured=True))
     solutions = []
     events = traced(lambda: solutions.append(mcf.solve(M, **options)))
     graphs = named(events, "matconv_fast.solve.graph")
     assert [event["args"]["steps"] for event in graphs] == [8] * 5
     for name in ("advance", "reduce"):
-        _, *chunks = named(events, f"matconv_fast.solve.{name}")  # the first look is no graph
+        _, *chunks = named(events, f"matconv_fast.solve.{name}")  # the initial residual is not captured
         assert all(inside(event, graph) for event, graph in zip(chunks, graphs, strict=True))
     assert torch.equal(solutions[0].X, plain.X)
 
 
-def test_without_a_profiler_nothing_is_recorded(path, monkeypatch):
-    """A range costs then what it costs to see that."""
+def test_without_a_profiler_nothing_is_recorded(backend, monkeypatch):
 
     def refuse(*arguments: object) -> None:
         raise AssertionError("recorded")
@@ -184,7 +219,7 @@ def test_without_a_profiler_nothing_is_recorded(path, monkeypatch):
         mcf.solve(torch.eye(3), max_iters=4)
 
 
-def test_a_profiler_leaves_errors_as_they_are():
+def test_a_profiler_changes_no_error():
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True):
         with pytest.raises(TypeError, match=r"M must be a torch.Tensor, got list"):
             mcf.solve([[1.0]])
@@ -200,10 +235,10 @@ def test_the_example_runs(tmp_path):
     assert f"trace: {trace}" in shown
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert names >= {"matconv_fast.solve", *PHASES, "one problem of 4 x 4", "1,000 problems of 8 x 8"}
-    for row in ("matconv_fast.solve.advance", "matconv_fast::heavy_ball_advance", "[1,256,256]", "[1000,8,8]"):
+    for row in ("matconv_fast.solve.advance", "matconv_fast::advance", "[1,256,256]", "[1000,8,8]"):
         assert row in shown
 
 
-def test_the_documentation_is_true(force):
+def test_the_documentation_runs(force):
     force("cpu")
     assert doctest.testfile(str(ROOT / "docs" / "profiling.md"), module_relative=False).failed == 0

@@ -22,7 +22,7 @@ def test_Q1_and_Q2_take_the_plain_loops_steps(stop, atol):
     assert mcf.Status(sol.status.item()) is mcf.Status.MAX_ITERATIONS
 
 
-def test_Q3_takes_torch_adams_steps(path):
+def test_Q3_takes_torch_adams_steps(backend):
     X, iterations = _workloads.adam_loop(A, B)
     sol = mcf.solve(None, B, A, solver=mcf.Adam(lr=0.01), loss="fro", atol=1e-6, rtol=0.0, max_iters=100)
     assert int(sol.iterations) == iterations == 100
@@ -50,7 +50,7 @@ def test_iterate_stops_at_the_first_iterate_that_meets_it(check_every, norm):
     torch.testing.assert_close(sol.history[-1], mcf.distance(X, B, ord=norm))
 
 
-def test_an_update_in_place_is_the_same(path):
+def test_an_update_in_place_is_the_same(backend):
     before = A.clone()
 
     def in_place(X):

@@ -12,12 +12,13 @@ from problems import well_conditioned
 
 import matconv_fast as mcf
 from matconv_fast import _demo, _workloads, plotting
+from matconv_fast.solve.snapshots import direct_comparison, snapshots
 
 
-def test_snapshots_are_iterates_of_the_solve(path):
+def test_snapshots_are_iterates_of_the_solve(backend):
     M = well_conditioned(5)
     sol = mcf.solve(M, solver=mcf.HeavyBall(0.3, 0.7), rtol=1e-3)
-    found = plotting.snapshots(sol, stops=[0, 3, 10])
+    found = snapshots(sol, stops=[0, 3, 10])
     assert [s.iteration for s in found] == [0, 3, 10, int(sol.iterations)]
     for snapshot in found:
         torch.testing.assert_close(snapshot.loss, sol.history[snapshot.iteration].item(), rtol=1e-9, atol=0)
@@ -29,18 +30,18 @@ def test_snapshots_of_a_resumed_transposed_batch():
     first = mcf.solve(M, left=True, max_iters=7)
     sol = mcf.solve(M, X0=first, left=True, rtol=1e-4)
     for index in range(2):
-        found = plotting.snapshots(sol, index)
+        found = snapshots(sol, index)
         assert found[0].iteration == 7
         assert found[-1].iteration == int(sol.iterations[index])
         start = M[index] @ first.X[index] - torch.eye(4)
         torch.testing.assert_close(found[0].residual, start, rtol=0, atol=1e-14)
 
 
-def test_a_problem_changed_since_is_refused():
+def test_a_problem_modified_since_is_refused():
     M = well_conditioned(4)
     sol = mcf.solve(M)
     M += 1
-    with pytest.raises(ValueError, match="M or Y was changed in place since the solve"):
+    with pytest.raises(ValueError, match="M or Y was modified in place since the solve"):
         sol.plot()
 
 
@@ -109,11 +110,11 @@ def test_any_solution_has_a_report(tmp_path, solution):
 
 def test_the_comparison_is_with_the_direct_inverse():
     M = well_conditioned(4)
-    rows = dict(plotting.direct_comparison(mcf.solve(M, rtol=1e-6)))
+    rows = dict(direct_comparison(mcf.solve(M, rtol=1e-6)))
     assert float(rows["det(M)"]) == pytest.approx(float(torch.linalg.det(M)), rel=1e-5)
     assert float(rows["largest |X - torch.linalg.inv(M)|"]) < 1e-5
     assert float(rows["||torch.linalg.inv(M) @ M - Y||_F"]) < 1e-13
-    singular = dict(plotting.direct_comparison(mcf.solve(torch.zeros(2, 2), solver=mcf.HeavyBall(0.1), max_iters=3)))
+    singular = dict(direct_comparison(mcf.solve(torch.zeros(2, 2), solver=mcf.HeavyBall(0.1), max_iters=3)))
     assert "does not exist" in singular["torch.linalg.inv(M)"]
 
 

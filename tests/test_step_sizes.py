@@ -25,6 +25,7 @@ SPECTRA = {
     "very ill-conditioned": ((4.0, 1e-7), (2, 2)),
     "singular": ((2.0, 1.0, 0.0), (3, 3)),
 }
+NAMES = ["square", "wide", *(pytest.param(name, marks=pytest.mark.long) for name in list(SPECTRA)[2:])]
 ROWS = 5  # of X and Y: unlike all of n and p
 
 
@@ -71,9 +72,9 @@ def assert_the_same(found, expected, tolerance=1e-11):
 
 
 @pytest.mark.parametrize("loss", ["mse", "sse"])
-@pytest.mark.parametrize("make", [diagonal, rotated])
-@pytest.mark.parametrize("name", SPECTRA)
-def test_auto_momentum_is_the_textbooks(path, name, make, loss):
+@pytest.mark.parametrize("make", [pytest.param(diagonal, marks=pytest.mark.long), rotated])
+@pytest.mark.parametrize("name", NAMES)
+def test_auto_momentum_is_the_textbooks(backend, name, make, loss):
     values, (n, p) = SPECTRA[name]
     M, Y = make(values, (n, p)), rand(ROWS, p, seed=1)
     lr, momentum = optimum(values, loss, ROWS, p)
@@ -85,9 +86,9 @@ def test_auto_momentum_is_the_textbooks(path, name, make, loss):
 
 
 @pytest.mark.parametrize("loss", ["mse", "sse"])
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("name", SPECTRA)
-def test_no_lr_is_half_of_the_stability_limit(path, name, momentum, loss):
+@pytest.mark.parametrize("momentum", [0.5, *(pytest.param(value, marks=pytest.mark.long) for value in (0.0, 0.9))])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_lr_is_half_of_the_stability_limit(backend, name, momentum, loss):
     values, (n, p) = SPECTRA[name]
     M, Y = rotated(values, (n, p)), rand(ROWS, p, seed=1)
     _, high = curvatures(values, loss, ROWS, p)
@@ -95,9 +96,10 @@ def test_no_lr_is_half_of_the_stability_limit(path, name, momentum, loss):
     assert_the_same(found, iterates(mcf.HeavyBall((1 + momentum) / high, momentum), M, Y, loss))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", ["mse", "sse"])
 @pytest.mark.parametrize("part", [0.1, 0.5, 1.0])
-def test_auto_momentum_for_a_given_lr(path, part, loss):
+def test_auto_momentum_for_a_given_lr(backend, part, loss):
     """``(1 - sqrt(lr mu))^2``, up to the optimal lr."""
     values, (n, p) = SPECTRA["square"]
     M, Y = rotated(values, (n, p)), rand(ROWS, p, seed=1)
@@ -107,12 +109,8 @@ def test_auto_momentum_for_a_given_lr(path, part, loss):
     assert_the_same(found, iterates(mcf.HeavyBall(lr, (1 - math.sqrt(lr * mu)) ** 2), M, Y, loss))
 
 
-@pytest.mark.xfail(
-    reason="momentum='auto' takes (1 - sqrt(lr mu))^2 for any lr: beyond the optimal one the optimum is "
-    "(1 - sqrt(lr L))^2, and with less the iteration diverges",
-    strict=True,
-)
-def test_auto_momentum_for_an_lr_beyond_the_optimum(path):
+@pytest.mark.long
+def test_auto_momentum_for_an_lr_beyond_the_optimum(backend):
     M, Y = diagonal((1.0, 0.1), (2, 2)), rand(1, 2, seed=1)
     lr = 3.6  # for mse of [1, 2], where c is 1: the optimum is 3.31, and any momentum below 1 is stable up to 4
     assert_the_same(
@@ -121,9 +119,9 @@ def test_auto_momentum_for_an_lr_beyond_the_optimum(path):
     assert bool(mcf.solve(M, Y, solver=mcf.HeavyBall(lr, "auto")).converged)
 
 
-@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("left", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.parametrize("loss", ["mse", "sse"])
-def test_each_problem_of_a_batch_gets_its_own(path, loss, left):
+def test_each_problem_of_a_batch_gets_its_own(backend, loss, left):
     spectra = [(3.0, 1.0, 0.5), (1.0, 0.9, 0.1), (7.0, 7.0, 7.0)]
     M, Y = torch.stack([rotated(s, (3, 4)) for s in spectra]), rand(3, ROWS, 4, seed=1)
     pairs = [optimum(s, loss, ROWS, 4) for s in spectra]
@@ -140,7 +138,7 @@ def test_each_problem_of_a_batch_gets_its_own(path, loss, left):
             torch.testing.assert_close(X[b], alone, rtol=1e-10, atol=1e-10)
 
 
-def test_a_shared_M(path):
+def test_a_shared_M(backend):
     values, Y = (3.0, 1.0), rand(3, ROWS, 2, seed=1)
     M = rotated(values, (2, 2))
     lr, momentum = optimum(values, "mse", ROWS, 2)
@@ -148,7 +146,7 @@ def test_a_shared_M(path):
 
 
 @pytest.mark.parametrize("loss", ["mse", "sse"])
-def test_without_M_one_update_arrives(path, loss):
+def test_without_M_one_update_arrives(backend, loss):
     """All singular values are 1, so momentum is 0 and lr is 1 / c."""
     Y = rand(2, 3, seed=1)
     sol = mcf.solve(None, Y, solver=mcf.HeavyBall(momentum="auto"), loss=loss, rtol=1e-14)
@@ -158,14 +156,14 @@ def test_without_M_one_update_arrives(path, loss):
 
 
 @pytest.mark.parametrize("momentum", [0.9, "auto"])
-def test_an_M_of_zeros_has_an_lr_too(path, momentum):
+def test_an_M_of_zeros_has_an_lr_too(backend, momentum):
     sol = mcf.solve(torch.zeros(2, 3), torch.ones(2, 3), solver=mcf.HeavyBall(momentum=momentum), max_iters=3)
     assert torch.equal(sol.X, torch.zeros(2, 2))
     assert int(sol.iterations) == 3
 
 
 @pytest.mark.parametrize("loss", ["mse", "sse"])
-def test_float32_gets_the_same_numbers(path, loss):
+def test_float32_gets_the_same_numbers(backend, loss):
     """Allowance: 1e-5 of the largest entry, after 5 updates."""
     values, (n, p) = SPECTRA["wide"]
     M, Y = rotated(values, (n, p)), rand(ROWS, p, seed=1)
@@ -177,7 +175,7 @@ def test_float32_gets_the_same_numbers(path, loss):
 
 
 @pytest.mark.long
-def test_the_estimate_for_a_large_M_is_at_most_a_few_per_cent_high(path):
+def test_the_estimate_for_a_large_M_is_at_most_a_few_per_cent_high(backend):
     """Beyond 512 square the largest singular value is estimated from below."""
     largest = 3.0
     M, Y = torch.diag(torch.linspace(0.1, largest, 520)), torch.ones(1, 520)

@@ -1,4 +1,4 @@
-"""The search for block shapes that MATCONV_FAST_AUTOTUNE=1 asks for, in Triton's interpreter."""
+"""The search for block shapes with MATCONV_FAST_AUTOTUNE=1, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from matconv_fast._ops import backend
 if not backend.INTERPRETED:
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
-from matconv_fast.kernels.gpu import launch, search, tiles
+from matconv_fast.kernels.gpu import launch, search
+from matconv_fast.kernels.gpu import target as gpu_target
+from matconv_fast.kernels.gpu.advance_tiles import RowTile, SmallTile
+from matconv_fast.kernels.gpu.product_tiles import DistanceTile, ProductTile
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +26,7 @@ def asked_for(monkeypatch, tmp_path, force):
     monkeypatch.setenv("MATCONV_FAST_AUTOTUNE", "1")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(search, "_found", {})
-    monkeypatch.setattr(search, "UPDATES", 1)
+    monkeypatch.setattr(search, "STEPS", 1)
     search.requested.cache_clear()
     search._cannot_search.cache_clear()
     yield
@@ -33,7 +36,7 @@ def asked_for(monkeypatch, tmp_path, force):
 
 @pytest.fixture
 def cost(monkeypatch):
-    """Let a trial cost what a function of its shape says, and count trials, which run all the same."""
+    """Set the cost of a trial to a function of its shape, and record the trials, which still run."""
 
     def set_to(function):
         trials = []
@@ -50,11 +53,11 @@ def cost(monkeypatch):
 
 
 TILES = [
-    tiles.SmallTile(32, 32, 32, TILE=32, warps=4),
-    tiles.RowTile(64, 128, 64, 8),
-    tiles.ProductTile(128, 128, 64, 8, parts=4),
-    tiles.ProductTile(4, 512, 0, 8),
-    tiles.DistanceTile(8, 512),
+    SmallTile(32, 32, 32, TILE=32, warps=4),
+    RowTile(64, 128, 64, 8),
+    ProductTile(128, 128, 64, 8, parts=4),
+    ProductTile(4, 512, 0, 8),
+    DistanceTile(8, 512),
 ]
 
 
@@ -86,8 +89,8 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
-def test_a_search_leaves_the_live_buffers_alone(kind, cost, monkeypatch):
-    trials = cost(lambda tile: 1.0)  # nothing is faster: the frozen shape runs, with the bits that it always has
+def test_a_search_leaves_the_tensors_of_the_solve_alone(kind, cost, monkeypatch):
+    trials = cost(lambda tile: 1.0)  # nothing is faster: the frozen shape runs, with the bits that it gives
     found = solve(**PROBLEMS[kind])
     assert len(trials) > 3
     monkeypatch.setattr(search, "requested", lambda: False)
@@ -97,7 +100,7 @@ def test_a_search_leaves_the_live_buffers_alone(kind, cost, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
-def test_a_faster_shape_is_walked_to_and_gives_the_same_solution(kind, cost, monkeypatch):
+def test_a_faster_shape_is_found_and_gives_the_same_solution(kind, cost, monkeypatch):
     cost(lambda tile: 1 / tile.warps)
     found = solve(**PROBLEMS[kind])
     chosen = list(search._found.values())
@@ -122,7 +125,7 @@ def test_distances_and_gradients_are_searched_too(cost):
     Z = A.clone().requires_grad_()
     (Z @ M - torch.eye(40)).square().mean().backward()
     torch.testing.assert_close(X.grad, Z.grad)
-    assert {type(tile) for tile in trials} >= {tiles.DistanceTile, tiles.ProductTile}
+    assert {type(tile) for tile in trials} >= {DistanceTile, ProductTile}
 
 
 def test_a_search_is_made_once_and_kept_on_disk(cost, tmp_path):
@@ -133,15 +136,15 @@ def test_a_search_is_made_once_and_kept_on_disk(cost, tmp_path):
     solve(17, 20, m=15)
     assert len(trials) == made
     search._found.clear()  # as a new process
-    again = solve(17, 20, m=15)
+    second = solve(17, 20, m=15)
     assert len(trials) == made
     assert search._found == chosen
-    assert torch.equal(first.X, again.X)
+    assert torch.equal(first.X, second.X)
     solve(18, 20, m=15)  # another problem
     assert len(trials) > made
 
 
-def test_what_does_not_compile_is_passed_over(monkeypatch):
+def test_a_shape_that_does_not_compile_is_skipped(monkeypatch):
     from triton.runtime.errors import OutOfResources
 
     def out_of_resources():
@@ -170,7 +173,7 @@ def test_a_capture_takes_the_tables_and_says_so(cost, monkeypatch):
     assert not trials
 
 
-def test_nothing_is_searched_for_unasked(cost, monkeypatch):
+def test_nothing_is_searched_for_by_default(cost, monkeypatch):
     trials = cost(lambda tile: 1 / tile.warps)
     for value in ("", "0"):
         monkeypatch.setenv("MATCONV_FAST_AUTOTUNE", value)
@@ -181,12 +184,12 @@ def test_nothing_is_searched_for_unasked(cost, monkeypatch):
 
 
 def test_descriptors_of_a_batch_keep_to_blocks_that_end_with_a_problem(cost, monkeypatch):
-    monkeypatch.setattr(tiles, "target", lambda: tiles.Target("interpreter", 90, 4))
+    monkeypatch.setattr(gpu_target, "current", lambda: gpu_target.Target("interpreter", 90, 4))
     trials = cost(lambda tile: 1 / getattr(tile, "BM", 1))
     generator = torch.Generator().manual_seed(0)
     M = (torch.randn(2, 128, 16, generator=generator) / 12).bfloat16()
     Y = torch.randn(2, 192, 16, generator=generator).bfloat16()
     mcf.solve(M, Y, solver=mcf.HeavyBall(lr=1.0), max_iters=1, rtol=0.0)
-    tried = [tile for tile in trials if isinstance(tile, tiles.RowTile)]
+    tried = [tile for tile in trials if isinstance(tile, RowTile)]
     assert any(tile.descriptor for tile in tried)
     assert all(192 % tile.BM == 0 for tile in tried if tile.descriptor)

@@ -1,7 +1,7 @@
-"""Compile every Triton kernel for every GPU, without one, and fail where a binary is not what it should be.
+"""Compile every Triton kernel for every GPU target, without a GPU, and fail where a binary has a fault.
 
-Each launch that the launchers make is compiled with each block shape, precision and GPU that it can have. It must not
-spill registers, must fit in shared and tensor memory, and must use the tensor cores of sm_90 as they are meant to be.
+Each launch is compiled with each block shape, precision and target that it can have. It must not spill registers, must
+fit in shared and tensor memory, and must use the warp-group instructions of sm_90's tensor cores.
 
     python tools/compile_kernels.py [--targets sm_90,gfx942] [--kernels REGEX] [--once] [--jobs 2] [--markdown FILE]
 """
@@ -28,15 +28,15 @@ from kernel_table import config, markdown, rows, text
 DOCUMENT = """# GPU kernels: what they compile to
 
 Written by `{command}`, with Triton {triton} and the compilers that it brings along; no GPU is needed. Each
-cell has registers a thread, bytes of stack where registers are spilled, shared memory of a program, and what multiplies
-blocks: `wgmma`, `tcgen05`, `mma` and `mfma` are matrix instructions, `fma` is none. Where launches of one block shape
-differ, in alignment or in what they leave out, it is the most of any of them. The targets are the A100, H100, B200 and
-MI300X.
+cell has registers a thread, bytes of stack where registers are spilled, shared memory of a program, and the
+instructions that multiply blocks: `wgmma`, `tcgen05`, `mma` and `mfma` are matrix instructions, `fma` is none. Where
+launches of one block shape differ, in alignment or in optional arguments, it is the most of any of them. The targets
+are the A100, H100, B200 and MI300X.
 """
 
 
 def main() -> int:
-    """0 where all is well."""
+    """The exit code: 0 without faults."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--targets", default=",".join(TARGETS), help="default: %(default)s")
     parser.add_argument("--kernels", default="", metavar="REGEX", help="only those whose names have it")
@@ -52,7 +52,7 @@ def main() -> int:
     print(f"triton {triton.__version__}, torch {torch.__version__}", flush=True)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as cache:
-        os.environ.setdefault("TRITON_CACHE_DIR", cache)  # a new one: else what is compiled is looked up
+        os.environ.setdefault("TRITON_CACHE_DIR", cache)  # a new one: cached binaries take no time
         launches = [launch for target in targets for launch in record(target, thorough=options.thorough)]
         launches = [launch for launch in launches if re.search(options.kernels, launch.kernel)]
         launches = first_of_each(launches) if options.once else launches
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def first_of_each(launches: list[Launch]) -> list[Launch]:
-    """One for each kernel, block shape, precision and GPU; fp16 is the same code as bf16 but for the rounding."""
+    """One for each kernel, block shape, precision and target; fp16 is the same code as bf16 but for the rounding."""
     found: dict[tuple[str, ...], Launch] = {}
     for launch in launches:
         precision = launch.precision.replace("fp16", "bf16")
@@ -83,7 +83,7 @@ def first_of_each(launches: list[Launch]) -> list[Launch]:
 
 
 def compile_all(launches: list[Launch], jobs: int) -> list[Binary]:
-    """In `jobs` processes, with a word on how far they are."""
+    """In `jobs` processes; the progress goes to stderr."""
     binaries = []
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         for binary in pool.map(compile_launch, launches, chunksize=4):
@@ -94,7 +94,7 @@ def compile_all(launches: list[Launch], jobs: int) -> list[Binary]:
 
 
 def uncompiled(launches: list[Launch], targets: list[str], kernels: str) -> list[str]:
-    """What a target can be asked for and was not compiled for it; and what no target is ever asked for."""
+    """Block shapes and kernels of a target that were not compiled for it, and block shapes that no target uses."""
     found = []
     asked = set()
     for target in targets:

@@ -19,8 +19,8 @@ _TOOLS = Path(nvidia.__file__).parent / "bin"
 
 TENSOR_COLUMNS = 512  # of tensor memory on sm_100; a kernel with more compiles, and traps
 
-# Matrix instructions, from the fastest units to the slowest: as assembly has them, which needs no disassembler to read.
-# In SASS they are HGMMA, UTC*MMA, and HMMA or DMMA.
+# Matrix instructions in assembly, from the fastest units to the slowest. In SASS they are HGMMA, UTC*MMA, and HMMA or
+# DMMA; reading those would take a disassembler.
 _MATRIX = {
     "wgmma": r"\bwgmma\.mma_async",
     "tcgen05": r"\btcgen05\.mma",
@@ -31,9 +31,9 @@ _MATRIX = {
 
 @dataclass(frozen=True)
 class Binary:
-    """What became of a launch.
+    """What a launch compiled to.
 
-    ``stack``: bytes of it a thread. ``spills``: instructions that move registers there and back (cuda), or registers
+    ``stack``: bytes a thread. ``spills``: instructions that move registers to the stack and back (cuda), or registers
     that are moved (hip). ``matrix``: kinds of matrix instructions. ``error``: why there is no binary.
     """
 
@@ -48,12 +48,12 @@ class Binary:
 
 
 def faults(launch: Launch, binary: Binary) -> list[str]:
-    """Why a binary will not do."""
+    """The faults of a binary."""
     if binary.error:
         return [f"does not compile: {binary.error}"]
     found = []
     target = tile_target(launch.target)
-    # a stack that nothing is loaded from is that of a function called, on cuda
+    # on cuda, a stack that nothing is loaded from is that of a called function
     if binary.spills if target.backend == "cuda" else binary.stack + binary.spills:
         found.append(f"spills: {binary.stack} bytes of stack, {binary.spills} moves")
     if binary.shared > target.shared_memory:
@@ -75,7 +75,7 @@ def _should_have_wgmma(launch: Launch) -> bool:
 
 
 def compile_launch(launch: Launch) -> Binary:
-    """Compile, with the compilers that Triton brings along."""
+    """Compile with the compilers that come with Triton."""
     start = time.perf_counter()
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     source = ASTSource(kernel, launch.signature, launch.constexprs, launch.attrs)

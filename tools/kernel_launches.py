@@ -69,7 +69,7 @@ def _parameters(signature: Any, path: tuple[int, ...] = (), prefix: str = "") ->
 
 @dataclass(frozen=True)
 class Launch:
-    """What Triton is asked to compile: a kernel, the types of its arguments and what is known of their values."""
+    """What Triton compiles: a kernel, the types of its arguments and what is known of their values."""
 
     target: str
     module: str
@@ -105,7 +105,7 @@ class Launch:
 
 
 class _Driver:
-    """Answers what a launch asks of Triton's driver before it compiles."""
+    """What a launch reads from Triton's driver before it compiles."""
 
     def __init__(self, target: str) -> None:
         self.target = target

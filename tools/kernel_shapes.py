@@ -1,4 +1,4 @@
-"""Problems whose launches reach every block shape that a target can be given, and the check that they do."""
+"""Problems whose launches reach every block shape that a target can have, and the check that they do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from kernel_launches import PRECISIONS, RULES, Case, Launch, Recorder, gpu_target
-
 from matconv_fast.kernels import gpu
 from matconv_fast.kernels.gpu import advance_tiles, gradient_tiles, product_tiles
 
@@ -117,7 +116,7 @@ def _passes(recorder: Recorder, precision: str) -> None:
 
 @dataclass(frozen=True)
 class Entry:
-    """A block shape that the tables give to a kernel; ``precision`` "" and ``rule`` "": whatever they are."""
+    """A block shape that the tables give to a kernel; ``precision`` "" and ``rule`` "" stand for any."""
 
     kernel: str
     precision: str
@@ -152,14 +151,14 @@ def missing(launches: list[Launch], entries: set[Entry]) -> list[Entry]:
 
 
 def unused_kernels(launches: list[Launch]) -> set[str]:
-    """Kernels of the package that no launch is of."""
+    """Kernels of the package that have no launch."""
     names = {launch.kernel for launch in launches}
     modules = (importlib.import_module(f"{gpu.__name__}.{found.name}") for found in pkgutil.iter_modules(gpu.__path__))
     return {name for module in modules for name in vars(module) if re.fullmatch(r"_\w+_kernel", name)} - names
 
 
 def unused_entries(entries: set[Entry]) -> list[str]:
-    """Entries of the tables that are never given, by name."""
+    """Entries of the tables that no problem gets, by name."""
     kinds = advance_tiles.SmallTile, advance_tiles.RowTile, product_tiles.ProductTile
     named: dict[str, Any] = {}
     for module in (advance_tiles, gradient_tiles, product_tiles):

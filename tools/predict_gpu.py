@@ -1,10 +1,10 @@
-"""What the workloads should take on an H100, by arithmetic on what their kernels compile to; nothing is measured.
+"""How long the workloads should take on an H100, computed from what their kernels compile to; nothing is measured.
 
     python tools/predict_gpu.py [--markdown FILE]
 
-For each kernel of a workload: the operations and the bytes that it cannot do without, at the rates below, times what is
-idle in the last wave of programs, as many of which run at once as registers and shared memory allow. That is a lower
-bound: latencies within a program and the start of launches are left out but for one gap a launch.
+For each kernel of a workload: its least operations and bytes at the rates below, times the share of the GPU that is
+idle in the last wave of programs. As many programs run at once as registers and shared memory allow. This is a lower
+bound: latencies within a program are left out, and of the start of a launch all but one gap.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""C++ kernels for CPUs: the extension's sources, and `launch`, which loads it and decides what it should be given."""
+"""C++ kernels for CPUs: the sources of the extension, and `launch`, which loads it and asks it for an algorithm."""

@@ -86,7 +86,7 @@ struct Descent : Shape {  // one contiguous problem
 
 // When each problem of a batch stops, [batch] each. A null pointer: as in the batch's `first`.
 struct StopCriteria {
-  const int64_t* limit;  // below 0: the problem is left alone
+  const int64_t* limit;  // negative: no updates, nothing is written
   const double *threshold, *bail;
 };
 

@@ -52,8 +52,8 @@ std::optional<Tensor> try_distance(const Tensor& any_A, const Tensor& any_B, int
   const int64_t dim = any_A.dim();
   const ScalarType dtype = any_A.scalar_type();
   if ((dim != 2 && dim != 3) || any_B.dim() != dim || !any_A.is_cpu() || !any_B.is_cpu() ||
-      any_B.scalar_type() != dtype || (dtype != ScalarType::Float && dtype != ScalarType::Double) || ord < kOrdFro ||
-      ord > kOrd1)
+      dtype_code(any_B) != dtype_code(any_A) || (dtype != ScalarType::Float && dtype != ScalarType::Double) ||
+      ord < kOrdFro || ord > kOrd1)
     return std::nullopt;
   for (int64_t d = 0; d < dim; ++d)
     if (any_A.size(d) != any_B.size(d)) return std::nullopt;

@@ -134,9 +134,9 @@ std::optional<Tensor> try_products(const Tensor& any_X, const std::optional<Tens
   const auto output_fits = [&](const std::optional<Tensor>& t, int64_t rows, int64_t columns) {
     return !t.has_value() || (fits(*t, rows, columns) && t->scalar_type() == dtype);
   };
-  const ScalarType Y_dtype = Y.has_value() ? Y->scalar_type() : dtype;
+  const ScalarType Y_dtype = Y.has_value() && dtype_code(*Y) != dtype_code(X) ? Y->scalar_type() : dtype;
   const bool low = Y_dtype == ScalarType::BFloat16 || Y_dtype == ScalarType::Half;
-  if (!fits(X, m, n) || (M.has_value() && (!fits(*M, n, p) || M->scalar_type() != dtype)) ||
+  if (!fits(X, m, n) || (M.has_value() && (!fits(*M, n, p) || dtype_code(*M) != dtype_code(X))) ||
       (Y.has_value() ? !fits(*Y, m, p) : m != p) || !(Y_dtype == dtype || (low && dtype == ScalarType::Float)) ||
       !output_fits(R_Mt, m, n) || !output_fits(Xt_R, n, p) || !output_fits(R, m, p) || loss < kLossMse ||
       loss > kLossFro)

@@ -25,10 +25,11 @@ bool is_writable(const Tensor& t) {
 }
 
 // M or Y as the kernels read it: contiguous, and float32 where it has a lower precision than X.
-std::optional<Tensor> widened(const std::optional<Tensor>& t, ScalarType dtype) {
+std::optional<Tensor> widened(const std::optional<Tensor>& t, const Tensor& X) {
   if (!t.has_value() || !t->is_cpu()) return t;
+  if (dtype_code(*t) == dtype_code(X)) return readable(t);
   const bool low = t->scalar_type() == ScalarType::BFloat16 || t->scalar_type() == ScalarType::Half;
-  return readable(low && dtype == ScalarType::Float ? torch::stable::to(*t, ScalarType::Float) : t);
+  return readable(low && X.scalar_type() == ScalarType::Float ? torch::stable::to(*t, ScalarType::Float) : t);
 }
 
 template <typename T>
@@ -71,16 +72,16 @@ std::optional<Tensor> try_heavy_ball_step_(const Tensor& any_X, const Tensor& an
   if ((dim != 2 && dim != 3) || (dtype != ScalarType::Float && dtype != ScalarType::Double) || loss < kLossMse ||
       loss > kLossFro || !is_writable(any_X) || !is_writable(any_V))
     return std::nullopt;
-  if (any_M.has_value() && (any_M->dim() < 2 || (any_Y.has_value() && any_Y->scalar_type() != any_M->scalar_type())))
+  if (any_M.has_value() && (any_M->dim() < 2 || (any_Y.has_value() && dtype_code(*any_Y) != dtype_code(*any_M))))
     return std::nullopt;
   Updated updated_X(any_X), updated_V(any_V);
   const Tensor &X = updated_X.get(), &V = updated_V.get();
-  std::optional<Tensor> M = widened(any_M, dtype), Y = widened(any_Y, dtype);
+  std::optional<Tensor> M = widened(any_M, X), Y = widened(any_Y, X);
   const int64_t size = dim == 3 ? X.size(0) : 1, m = X.size(dim - 2), n = X.size(dim - 1);
   const int64_t p = M.has_value() ? M->size(M->dim() - 1) : n;
   const auto fits = [&](const Tensor& t, int64_t rows, int64_t columns) {
     const int64_t d = t.dim();
-    return t.is_cpu() && t.is_contiguous() && t.scalar_type() == dtype && (d == 2 || (d == 3 && dim == 3)) &&
+    return t.is_cpu() && t.is_contiguous() && dtype_code(t) == dtype_code(X) && (d == 2 || (d == 3 && dim == 3)) &&
            t.size(d - 2) == rows && t.size(d - 1) == columns && (d == 2 || t.size(0) == 1 || t.size(0) == size);
   };
   if (!fits(X, m, n) || !fits(V, m, n) || V.dim() != dim || V.numel() != X.numel() ||

@@ -1,4 +1,4 @@
-// Distance of two runs of numbers, one pass; partial results of fixed blocks are combined by the caller, in order.
+// Distance of two contiguous arrays in one pass. The caller combines the results of fixed blocks in order.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// See distance.h. Sums are float64: at 4,096 square in float32 that still takes as long as torch.dot's one read of
-// both, within 3 % (benchmarks/results/cpu-avx2/bench.json).
+// See distance.h. Sums are float64: at 4,096 square in float32 a distance still takes as long as torch.dot, which reads
+// both once, within 3 % (benchmarks/results/cpu-avx2/bench.json).
 #pragma once
 
 #include "distance.h"
@@ -16,8 +16,8 @@ MCF_INLINE Vec<T> difference(const T* A, const T* B) {
   return a - b;
 }
 
-// Eight vectors are added in T before the sum goes on in float64, as in `squares`: 5 % less time than by fours at 2,048
-// square, which the third cache holds.
+// Eight vectors are added in T before the sum continues in float64, as in `squares`. That takes 5 % less time than four
+// at 2,048 square, which fits the third cache.
 template <typename T>
 double distance_squares(const T* A, const T* B, int64_t n) {
   constexpr int lanes = Simd<T>::lanes, group = 8;

@@ -1,7 +1,6 @@
 // AVX2 and FMA: 16 registers of 32 bytes.
 #if defined(__x86_64__)
-// The target is set here and not on the command line, so that one compiler call with one set of flags builds every
-// file.
+// The target is set here and not on the command line, so that one set of flags compiles every file.
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else

@@ -1,4 +1,4 @@
-// The product that every kernel family is built from: a few rows of A times one packed panel of B, held in registers.
+// The product that the kernels are built from: a few rows of A times one packed panel of B, accumulated in registers.
 #pragma once
 
 #include <cstdint>
@@ -25,15 +25,15 @@ constexpr int64_t padded(int64_t columns) {
   return round_up(columns, panel_vectors<T>(columns) * Simd<T>::lanes);
 }
 
-// Panels of so many columns.
+// Number of panels that hold these columns.
 template <typename T>
 constexpr int64_t panels(int64_t columns) {
   return padded<T>(columns) / (panel_vectors<T>(columns) * Simd<T>::lanes);
 }
 
 // Some of the panels [k, panel width], padded with zeros, of B [k, columns], whose element (q, j) is at
-// B[q * row_stride + j * column_stride]. A transposed B is read by cache lines: by single elements, the lines of a
-// panel's columns, a power of two apart, would drive each other out of the cache.
+// B[q * row_stride + j * column_stride]. A transposed B is read by cache lines: read by single elements, the lines of a
+// panel's columns, a power of two apart, would evict each other.
 template <typename T>
 MCF_INLINE void pack(const T* B, int64_t k, int64_t columns, int64_t row_stride, int64_t column_stride, T scale, T* out,
                      int64_t begin, int64_t end) {
@@ -74,7 +74,7 @@ MCF_INLINE void multiply_panel(const T* A, int64_t row_stride, int64_t column_st
   }
 }
 
-// Calls f(integral constant R) for the number of rows that came: the kernels are instantiated for each.
+// Calls f(integral constant of `rows`): the kernels are instantiated for each number of rows.
 template <int R>
 struct RowCount {
   static constexpr int value = R;

@@ -28,7 +28,8 @@ namespace MCF_ISA {
 //                      updates a vector of X and of each state
 //   accumulates        state[0] becomes decay() * state[0] + G. Then the product R M^T is added to decay() * state[0]
 //                      directly, and `finish` receives that sum in place of G
-//   keeps_zeros        X stays 0 where X, the states and G are 0; a padded element relies on it
+//   keeps_zeros        X stays 0 where X, the states and G are 0; otherwise the padding of X is set to 0 after each
+//   update
 struct RuleDefaults {
   static constexpr bool accumulates = false, depends_on_step = false, keeps_zeros = true;
 };

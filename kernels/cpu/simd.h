@@ -1,4 +1,4 @@
-// Vector types of the instruction set that the including isa_*.cpp has selected.
+// Vector types of the instruction set that the including isa_*.cpp selects.
 //
 // Each isa_*.cpp defines MCF_ISA (a namespace) and MCF_VECTOR_BYTES, sets the compiler's target, and includes the
 // kernel families. Kernels use no std:: templates: the linker would merge an AVX-512 instantiation with the generic
@@ -39,7 +39,7 @@ MCF_INLINE const Vec<T>& at(const T* p) {
   return *reinterpret_cast<const Vec<T>*>(p);
 }
 
-// A sum in float64, whatever the lanes are. The lanes are added in a fixed order.
+// A sum in float64 of vectors of any type. The lanes are added in a fixed order.
 template <typename T, int lanes>
 struct WideSum {
   static constexpr int parts = static_cast<int>(8 / sizeof(T));
@@ -52,8 +52,8 @@ struct WideSum {
   static MCF_INLINE_MEMBER Wide widen(const V& v, int part) {
     Narrow n;
     __builtin_memcpy(&n, reinterpret_cast<const char*>(&v) + part * sizeof(n), sizeof(n));
-    // by element: of __builtin_convertvector GCC 12 makes two halves and their joining, 4 % of the time of 8 x 8
-    // problems in lanes
+    // by element: GCC 12 compiles __builtin_convertvector to two halves and a join, 4 % of the time of 8 x 8 problems
+    // in lanes
     if constexpr (sizeof(T) == 8)
       return n;
     else if constexpr (width == 2)
@@ -89,10 +89,11 @@ struct WideSum {
 template <typename T>
 using Sum = WideSum<T, Simd<T>::lanes>;
 
-// A dozen squares are added in T before the sum goes on in float64: 12 to 22 % of a product's time at 16 to 256
-// columns. In float32 the square of 1e-20 is 0, and a sum of 0 would pass for a solved equation; so whoever adds
-// `squares` adds them again, each one in float64, where the total is not safe: elsewhere the lost ones are less than
-// 1e-8 of it. Nor is it where the padding may be NaN, a zero times an infinity.
+// A dozen squares are added in T before the sum continues in float64, which saves 12 to 22 % of a product's time at 16
+// to 256 columns. In float32 the square of 1e-20 is 0, and a sum of 0 would count as a solved equation. So where the
+// total is not safe, the caller of `squares` repeats the sum with each square in float64. Where it is safe, the squares
+// lost to underflow are less than 1e-8 of it. A total is not safe either where the padding may be NaN, a zero times an
+// infinity.
 template <typename T>
 MCF_INLINE bool safe_total(double total) {
   return sizeof(T) == 8 ? total <= 1.7e308 : total >= 1e-25 && total <= 1e37;

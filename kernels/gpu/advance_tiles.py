@@ -133,7 +133,7 @@ _ROWS = {
     ("half", 256): RowTile(32, 256, 32, 8, swap=True),  # 248 / 221 / 212; plain, 32 rows have no wgmma
     ("tf32", 16): RowTile(64, 16, 32, 4),  # 168 / 125 / 123 / 124
     ("tf32", 32): RowTile(64, 32, 64, 4),  # 255 / 244 / 206 / 324
-    ("tf32", 64): RowTile(64, 64, 32, 8),  # 255 / 159 / 121; 128 rows spill 16 bytes on sm_80 under Triton 3.6
+    ("tf32", 64): RowTile(64, 64, 32, 8, all_registers=True),  # 255 / 174 / 160; else 32 bytes on sm_100
     ("tf32", 128): RowTile(64, 128, 16, 8),  # 194 / 191 / 186 / 166; BP 32 spills 8 bytes on sm_90 under Triton 3.6
     ("ieee", 16): RowTile(32, 16, 16, 2),  # 94 / 96 / 92 / 68; 64 rows in 4 warps spill 8 bytes on sm_80
     ("ieee", 32): RowTile(64, 32, 16, 4),  # 128 / 124 / 108 / 119; BP 32 spills 24 to 40 bytes
@@ -152,7 +152,7 @@ _ROWS_RAGGED = {
     ("tf32", 32): RowTile(64, 32, 32, 4),  # 255; BP 64 spills 224 bytes
     ("tf32", 64): RowTile(64, 64, 16, 8),  # 255
     ("tf32", 128): RowTile(32, 128, 16, 8, all_registers=True),  # 212; 64 rows spill 120 bytes under Triton 3.9
-    ("ieee", 16): RowTile(32, 16, 16, 8),  # 94; 2 warps spill 16 bytes, 4 warps 8 on sm_100 under Triton 3.9
+    ("ieee", 16): RowTile(32, 16, 16, 8, all_registers=True),  # 128; else 8 bytes on sm_80
     ("ieee", 32): RowTile(64, 32, 16, 4),  # 255
     ("ieee", 64): RowTile(64, 64, 16, 8),  # 208
     ("ieee", 128): RowTile(64, 128, 16, 8),  # 255

@@ -37,22 +37,25 @@ def _row_gradient_kernel(X, M, Y, G, PARTIALS, sizes, strides, tile, PRECISION: 
     program = tl.program_id(0)
     b = (program // blocks).to(tl.int64)
     row = program % blocks * BM
+    X += b * X_strides[0]
     M += b * M_strides[0]
-    x = load_block(X + b * X_strides[0], (row, 0), (m, n), (X_strides[1], X_strides[2]), BM, BN)
+    G += b * G_strides[0]
+    if Y is not None:
+        Y += b * Y_strides[0]
+    x = load_block(X, (row, 0), (m, n), (X_strides[1], X_strides[2]), BM, BN)
     g = tl.zeros((BM, BN), T)
     total = tl.full((), 0.0, tl.float64)
     for column in tl.range(0, p, BP, num_stages=tile.STAGES):
         m_block = load_block(M, (0, column), (n, p), (M_strides[1], M_strides[2]), BN, BP)
         r = product(x, m_block, tl.zeros((BM, BP), T), PRECISION)
         if Y is not None:
-            Y_b = Y + b * Y_strides[0]
-            r -= load_block(Y_b, (row, column), (m, p), (Y_strides[1], Y_strides[2]), BM, BP).to(T)
+            r -= load_block(Y, (row, column), (m, p), (Y_strides[1], Y_strides[2]), BM, BP).to(T)
         else:
             r -= identity_block((row, column), (m, p), BM, BP, T)
         total += sum_of_squares(r)
         g = product(rounded(r, M.dtype.element_ty), tl.trans(m_block), g, PRECISION)
     tl.store(PARTIALS + program, total)
-    store_block(G + b * G_strides[0], g, (row, 0), (m, n), (G_strides[1], G_strides[2]))
+    store_block(G, g, (row, 0), (m, n), (G_strides[1], G_strides[2]))
 
 
 def launch_row_gradient(X: Tensor, M: Tensor, Y: Tensor | None, G: Tensor) -> Tensor:

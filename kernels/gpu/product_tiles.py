@@ -115,7 +115,7 @@ def distance(columns: int) -> DistanceTile:
 def elementwise(columns: int) -> ProductTile:
     """For a pass without a product: 8 elements a thread, in rows as long as there are up to 512."""
     BN = min(512, padded(columns))
-    return ProductTile(2048 // BN, BN, 0, 8)
+    return ProductTile(2048 // BN, BN, 0, 8, all_registers=True)  # else the step spills 8 to 16 bytes on sm_80
 
 
 # Products with what follows them fused, by class of precision. Registers of the residual, and of the step with one and
@@ -135,25 +135,27 @@ _SMALL = {
     "ieee": ProductTile(64, 64, 16, 8, stages=2, parts=2),  # 188; in one part 8 bytes spill on sm_100
     "fp64": ProductTile(32, 64, 16, 8, stages=2),  # 240; in 4 warps 8 bytes spill under Triton 3.9
 }
+# For the step with two state matrices or more: 255. In four parts it spills 32 bytes on sm_100, loaded by pointers.
+_LARGE_MANY_STATES = {"half": ProductTile(128, 128, 64, 8, parts=8)}
 # On sm_90, loaded by the copy engine, what keeps the tensor cores busiest: 232 and 255 registers for the residual and
 # the step with one state matrix. With two it spills 400 bytes there, and on sm_100 296.
 _WIDE = ProductTile(128, 256, 64, 8, parts=8, descriptor=True)
 
 
-def _product(batch: int, rows: int, columns: int, inner: int, precision: str, *, wide: bool) -> ProductTile:
-    """``inner`` and ``columns``: lengths of the rows that are loaded. ``wide``: the widest tile may be chosen.
+def _product(batch: int, rows: int, columns: int, inner: int, precision: str, states: int) -> ProductTile:
+    """``inner`` and ``columns``: lengths of the rows that are loaded. ``states``: state matrices that are updated.
 
     A product of several problems loads through pointers: a descriptor is of one matrix of all their rows, and its
     blocks would reach from one problem into the next.
     """
     kind = target.kind(precision)
     gpu = target.current()
-    tile = _LARGE[kind]
+    tile = _LARGE[kind] if states < 2 else _LARGE_MANY_STATES.get(kind, _LARGE[kind])
     ragged = is_ragged(inner, columns)
     if ragged or batch * tile.count(rows, columns) < gpu.multiprocessors:
         tile = _SMALL[kind]
     elif kind in ("half", "tf32") and gpu.has_descriptors and batch == 1:
-        tile = _WIDE if kind == "half" and wide and gpu.arch == 90 else replace(tile, descriptor=True)
+        tile = _WIDE if kind == "half" and states < 2 and gpu.arch == 90 else replace(tile, descriptor=True)
     if gpu.backend == "hip":
         tile = replace(tile, stages=min(tile.stages, 2))
     return replace(tile, dot_precision=target.dot_precision(precision), all_registers=kind in ("half", "tf32"))
@@ -161,9 +163,9 @@ def _product(batch: int, rows: int, columns: int, inner: int, precision: str, *,
 
 def residual(batch: int, m: int, n: int, p: int, dtype: torch.dtype) -> ProductTile:
     """For ``X M - Y``, ``[m, p]`` over n."""
-    return _product(batch, m, p, n, target.precision(dtype), wide=True)
+    return _product(batch, m, p, n, target.precision(dtype), states=0)
 
 
 def step(batch: int, m: int, n: int, p: int, dtype: torch.dtype, states: int) -> ProductTile:
     """For ``R M^T`` and the update of X and `states` state matrices, ``[m, n]`` over p."""
-    return _product(batch, m, n, p, target.precision(dtype), wide=states == 1)
+    return _product(batch, m, n, p, target.precision(dtype), states)

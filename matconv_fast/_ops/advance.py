@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ _library.define(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Descent:
+class Descent(NamedTuple):
     """What `advance` works on: the equation, the rule, and where the iteration stands.
 
     Attributes:
@@ -86,9 +85,7 @@ def advance(descent: Descent, criteria: StopCriteria, trace: Trace, R: Tensor | 
         R: scratch memory for the residual, for an algorithm that keeps it; None for others.
         algorithm: of those that the backend has, the one that `plan_rule` chose.
     """
-    q = descent
     backend.call(
-        _KERNEL, _by_triton,
-        q.rule, q.X, q.state, q.M, q.Y, q.hyper, q.step, q.scale, q.coupled,
-        criteria.limit, criteria.threshold, criteria.bail, trace.sums, trace.steps_done, R, algorithm,
+        _KERNEL, _by_triton, *descent, criteria.limit, criteria.threshold, criteria.bail, trace.sums, trace.steps_done,
+        R, algorithm,
     )  # fmt: skip

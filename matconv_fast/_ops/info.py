@@ -58,12 +58,17 @@ class Info:
 
 
 # By device, what ran last; see `record`.
-_last: dict[str, str] = {}
+_last: dict[torch.device, Plan] = {}
 
 
 def record(device: torch.device, plan: Plan) -> None:
     """Remember what a solve on ``device`` ran, for `info`."""
-    _last[str(device)] = f"{plan.algorithm} ({plan.backend})"
+    _last[device] = plan
+
+
+def _last_on(device: torch.device) -> str | None:
+    plan = _last.get(device)
+    return None if plan is None else f"{plan.algorithm} ({plan.backend})"
 
 
 def installed_version(package: str) -> str | None:
@@ -116,9 +121,9 @@ def info() -> Info:
         forced = backend.forced()
     except (ValueError, RuntimeError) as error:
         forced = f"{os.environ['MATCONV_FAST_BACKEND']} ({error})"
-    devices = [replace(_cpu_info(forced), last=_last.get("cpu"))]
+    devices = [replace(_cpu_info(forced), last=_last_on(torch.device("cpu")))]
     for index in range(torch.cuda.device_count()):
-        devices.append(replace(_cuda_info(index, forced), last=_last.get(f"cuda:{index}")))
+        devices.append(replace(_cuda_info(index, forced), last=_last_on(torch.device("cuda", index))))
     if len(devices) == 1:
         reason = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no CUDA device is visible"
         devices.append(DeviceInfo("cuda", "none", "none", reason))

@@ -2,7 +2,7 @@
 
 The contract, which every backend meets:
 
-* Problem b makes at most ``criteria.limit[b]`` updates. A negative limit leaves it alone.
+* Problem b makes at most ``criteria.limit[b]`` updates. A negative limit leaves it alone, ``sums[b, 0]`` included.
 * ``trace.sums[b, j] = ||R||_F^2`` at the j-th iterate visited, the first and the last included, added up in float64. (A
   kernel may add a dozen squares in float32 first, where none of them is lost.) Entries past the last iterate hold
   nothing.
@@ -85,7 +85,11 @@ def advance(
     for j in range(updates + 1):
         R = residual_of(X)
         total = torch.linalg.vector_norm(R, dim=(-2, -1), dtype=torch.float64).square_()
-        trace.sums[:, j] = total if together else torch.where(j <= limit, total, torch.nan)
+        if together:
+            trace.sums[:, j] = total
+        else:  # the first sum of a problem that is left alone is its caller's
+            past = trace.sums[:, 0] if j == 0 else torch.full_like(total, torch.nan)
+            trace.sums[:, j] = torch.where(j <= limit, total, past)
         if j == updates:
             break
         number = number + 1

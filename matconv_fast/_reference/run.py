@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,7 @@ from ..kernels.contract import (
 from .losses import loss_of_sums
 
 
-@dataclass(frozen=True, eq=False)
-class Standing:
+class Standing(NamedTuple):
     """How each problem of a run stands. `start_run` makes it, `finish_chunk` updates it in place.
 
     Attributes:

@@ -37,7 +37,8 @@ class History:
             return
         first = self.every - done % self.every if done else 0
         end = sums.shape[1] if self.lags else int(updates if self.problem.size == 1 else updates.max()) - done + 1
-        sums = sums[:, first : max(end, first) : self.every]
+        if first > 0 or end < sums.shape[1] or self.every > 1:
+            sums = sums[:, first : max(end, first) : self.every]
         if sums.shape[1]:
             problem, code = self.problem, LOSSES.index(self.problem.loss)
             elements = problem.m * problem.p

@@ -105,7 +105,10 @@ class Run:
         return torch.empty((self.problem.size, steps + 1), dtype=torch.float64, device=self.problem.device)
 
     def _chunk(self, steps: int, sums: Tensor) -> None:
-        sums.select(1, 0).copy_(self.standing.last)
+        # The sum of X serves a problem that has stopped, and one whose R is kept. Neither exists where a lone problem
+        # runs without R; copying takes 11 us, 2 % of the 10,000 iterations of a 4 x 4 problem.
+        if self.problem.size > 1 or self.iterate.R is not None:
+            sums.select(1, 0).copy_(self.standing.last)
         torch.add(self.start.iterations, self.standing.updates, out=self.iterate.step)
         # ``steps`` where the status is RUNNING, which is -1, and far below 0 elsewhere: torch.where takes 15 us more.
         limit = torch.rsub(self.standing.status, steps - STOPPED, alpha=STOPPED)

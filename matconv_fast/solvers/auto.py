@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -83,7 +83,7 @@ class Auto(Solver):
         plan = solver.plan(problem)
         name = type(solver).__name__.lower()
         algorithm = f"{name}_{plan.algorithm}"
-        return replace(plan, algorithm=algorithm, work=_Chosen(solver, plan))
+        return plan._replace(algorithm=algorithm, work=_Chosen(solver, plan))
 
     def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
         """See `Solver`."""

@@ -92,7 +92,8 @@ class HeavyBall(GradientRule):
         if self.lr is not None:
             return problem.per_problem("lr", self.lr), momentum
         curvature = problem.scale * spectrum.largest(problem)
-        lr = torch.where(curvature > 0, (1 + torch.as_tensor(momentum, dtype=torch.float64)) / curvature, 1.0)
+        decay = torch.as_tensor(momentum, dtype=torch.float64, device=problem.device)
+        lr = torch.where(curvature > 0, (1 + decay) / curvature, 1.0)
         return _within_range(lr, problem), momentum
 
     def _optimal(self, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -101,7 +102,8 @@ class HeavyBall(GradientRule):
             lr = torch.where(high > 0, 4 / (high.sqrt() + low.sqrt()) ** 2, 1.0)
         else:
             lr = torch.as_tensor(problem.per_problem("lr", self.lr), dtype=torch.float64, device=problem.device)
-        momentum = (1 - (lr * low).sqrt().clamp(max=1)) ** 2
+        # The larger of the two extremes: beyond the optimal lr, the largest singular value is the limit (Polyak).
+        momentum = torch.maximum((1 - (lr * low).sqrt()) ** 2, (1 - (lr * high).sqrt()) ** 2).clamp(max=1)
         return _within_range(lr, problem), momentum.to(problem.dtype)
 
     def explain(self, problem: Problem, ending: Ending) -> str:
@@ -123,7 +125,10 @@ class HeavyBall(GradientRule):
         limits = torch.finfo(problem.dtype)
         if lr in (limits.tiny, limits.max):
             name = str(problem.dtype).removeprefix("torch.")
-            return f"no {name} is the step size for this M, of largest singular value {square**0.5:.3g}: scale M"
+            return (
+                f"the step size for this M, whose largest singular value is {square**0.5:.3g}, is out of range for "
+                f"{name}: scale M"
+            )
         if not square > 0 or lr <= (limit := 2 * (1 + momentum) / (problem.scale * square)):
             return ""
         return (

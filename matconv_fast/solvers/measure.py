@@ -117,8 +117,8 @@ class Measure:
         Args:
             X: ``[B, m, n]``.
             r: its ``||R||``.
-            accurate: whether X is the solution up to rounding, by a factor in float64. Then its norm is no accident, and
-                r itself may be compared with ``||Y||``.
+            accurate: whether X is the solution up to rounding, by a factor in float64. Then its norm is no accident,
+                and r itself may be compared with ``||Y||``.
         """
         floor = FLOOR_UNITS * self.eps * max(self.problem.n, 1) ** 0.5 * (norm(X) * self.M_norm + self.Y_norm)
         return (r <= floor) & ((r if accurate else floor) <= FLOOR_SHARE * self.Y_norm)
