@@ -134,3 +134,18 @@ def test_regression_is_an_answer():
     solution = mcf.solve(M, Y, solver=AUTO, throw=True)
     assert bool(solution.converged.all())
     torch.testing.assert_close(solution.X, lstsq(M, Y))
+
+
+def test_a_singular_problem_spoils_no_other_gradient():
+    """The gradient does not concern it: its cotangent is 0."""
+    M = (torch.eye(4) + 0.1 * random(3, 4, 4).float()).requires_grad_()
+    with torch.no_grad():
+        M[1, 0] = M[1, 1]
+    solution = mcf.inv(M, solver=AUTO)
+    (ours,) = torch.autograd.grad(solution.X[solution.converged].sum(), M, retain_graph=True)
+    good = M.detach()[[0, 2]].requires_grad_()
+    (theirs,) = torch.autograd.grad(torch.linalg.inv(good).sum(), good)
+    torch.testing.assert_close(ours[[0, 2]], theirs, rtol=1e-4, atol=1e-5)
+    assert not ours[1].any()
+    with pytest.raises(torch.linalg.LinAlgError, match="but 1 of 3 matrices"):
+        torch.autograd.grad(solution.X.sum(), M)
