@@ -36,6 +36,11 @@ class Factor:
         precision: the dtype that it was factored in.
         left: whether it solves ``M @ X = Y``.
         full_rank: whether each matrix has full rank, to working precision; bool, one a matrix of the flattened batch.
+
+    Example:
+        >>> import torch, matconv_fast as mcf
+        >>> mcf.factorize(torch.diag(torch.tensor([1.0, 2.0])))
+        Factor(cholesky of float32 tensor of shape [2, 2] on cpu)
     """
 
     M: Tensor
