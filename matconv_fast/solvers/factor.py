@@ -176,8 +176,8 @@ def _cholesky(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tupl
     full_rank, by_lu = _lu(M, dtype)  # for the matrices that are not positive definite
 
     def correction(R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        other, *norms = by_lu(R)
-        return torch.where(positive[:, None, None], solve(R), other), *norms
+        other, size, true_size = by_lu(R)
+        return torch.where(positive[:, None, None], solve(R), other), size, true_size
 
     return positive | full_rank, correction
 

@@ -152,7 +152,7 @@ class _Chunk:
     def __init__(self, method: Krylov, work: Work, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
         self.method, self.work, self.criteria, self.trace = method, work, criteria, trace
         verdict, slots, numbers, active, D, *own = iterate.state
-        self.cycle = Cycle(verdict, slots, *numbers.unbind(1), active, D, tuple(own))
+        self.cycle = Cycle(verdict, slots, *numbers.unbind(1), active, D, tuple(own))  # type: ignore[call-arg]
         self.X, self.steps = iterate.X, trace.sums.shape[1] - 1
         self.R = work.measure.residual(self.X) if work.R is None else work.R
         self.r = norm(self.R)

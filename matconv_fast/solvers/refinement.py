@@ -109,8 +109,10 @@ class Refinement(Solver):
 
     def _factored(self, problem: Problem, plan: Plan) -> Factor:
         if plan.work.factor is None:
-            given = isinstance(self.factor, Factor)
-            plan.work.factor = self.factor if given else factor_problem(problem, plan.algorithm, self.precision)
+            if isinstance(self.factor, Factor):
+                plan.work.factor = self.factor
+            else:
+                plan.work.factor = factor_problem(problem, plan.algorithm, self.precision)
         return plan.work.factor
 
     def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
