@@ -19,7 +19,7 @@ from .graph import Replayed
 from .options import Options
 from .phases import Phases
 
-# The limit of a problem that has stopped is its status times this: far below 0, and seven times it is still an int32.
+# Puts the limit of a problem that has stopped far below 0: so often its status, and once more. Eight times is an int32.
 STOPPED = 1 << 24
 
 

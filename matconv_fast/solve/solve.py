@@ -46,7 +46,8 @@ def solve(
         M: ``[*, n, p]``, floating-point, or None for the identity; or a `Factor`, made by `factorize`.
         Y: ``[*, m, p]``, or None for the identity. Leading dimensions broadcast.
         X0: where to start: ``[*, m, n]``, zeros if None; or a `Solution`, to continue exactly from its state.
-        solver: `HeavyBall`, `Adam` or one of your own; None is ``HeavyBall()``, with an estimated step size.
+        solver: a `Solver` such as `HeavyBall`, `Adam` or `Auto`, or one of your own; None is ``HeavyBall()``, with an
+            estimated step size.
         loss: ``"mse"``, ``"sse"`` or ``"fro"``, which the solver minimizes; see `residual_loss`. The tolerance is on
             ``||R||_F`` for every loss.
         atol: absolute tolerance.
