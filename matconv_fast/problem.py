@@ -133,12 +133,12 @@ class Problem:
         flat_Y = torch.eye(m, p, dtype=operand, device=first.device)[None] if Y is None else _flatten(Y, batch, operand)
         return cls(flat_M, flat_Y, loss, left, batch, m, n, p, precision, Y is None, sources)
 
-    @cached_property
+    @property
     def size(self) -> int:
         """Number of problems, B."""
         return self.batch.numel()
 
-    @cached_property
+    @property
     def device(self) -> torch.device:
         """Where everything lies."""
         return self.Y.device
@@ -148,17 +148,17 @@ class Problem:
         """The dtype of X."""
         return self.precision.state
 
-    @cached_property
+    @property
     def coupled(self) -> bool:
         """Whether the loss couples the rows of X, as the norm ``fro`` does."""
         return self.loss == "fro"
 
-    @cached_property
+    @property
     def scale(self) -> float:
         """The factor c in ``gradient = c R M^T``."""
         return _reference.gradient_scale(self.loss, self.m * self.p)
 
-    @cached_property
+    @property
     def shape(self) -> Shape:
         """What the choice of an algorithm depends on."""
         product, dtype = self.M is not None, self.precision.operands

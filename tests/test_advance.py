@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from advance_calls import ALGORITHMS, HYPER, NATIVE, PLAIN, advance, case, runs
-from matconv_fast.kernels.contract import LOSSES
 from problems import well_conditioned
 
 from matconv_fast._ops.backend import cpu as launch
+from matconv_fast.kernels.contract import LOSSES
 
 SIZES = [0, 1, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 31, 33]
 

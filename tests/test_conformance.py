@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from matconv_fast.kernels.contract import StopCriteria, Trace
 from problems import well_conditioned
 
 import matconv_fast as mcf
+from matconv_fast.kernels.contract import StopCriteria, Trace
 from matconv_fast.solvers import Iterate
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from advance_calls import HYPER, NATIVE, PARALLEL, advance, case, runs
+from problems import well_conditioned
+
 from matconv_fast.kernels.contract import LOSSES, Shape
 from matconv_fast.kernels.cpu import launch
-from problems import well_conditioned
 
 pytestmark = pytest.mark.usefixtures("native")
 KEEP_A_RESIDUAL = ["parallel_rows", "parallel_blocks", "gemm"]

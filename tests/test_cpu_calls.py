@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from matconv_fast.kernels.contract import LOSSES
 
 import matconv_fast as mcf
 from matconv_fast import _ops, _reference
+from matconv_fast.kernels.contract import LOSSES
 
 pytestmark = pytest.mark.usefixtures("native")
 

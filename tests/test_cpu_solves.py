@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from matconv_fast.kernels.contract import StopCriteria, Trace
-from matconv_fast.kernels.cpu import launch
 from problems import well_conditioned
 
 import matconv_fast as mcf
+from matconv_fast.kernels.contract import StopCriteria, Trace
+from matconv_fast.kernels.cpu import launch
 
 pytestmark = pytest.mark.usefixtures("native")
 

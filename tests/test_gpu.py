@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from matconv_fast.kernels.contract import LOSSES, ORDS, Shape, StopCriteria, Trace
 from problems import well_conditioned
 
 import matconv_fast as mcf
 from matconv_fast import _reference
+from matconv_fast.kernels.contract import LOSSES, ORDS, Shape, StopCriteria, Trace
 from matconv_fast.problem import Problem
 from matconv_fast.solve.checkpoint import Checkpoint
 from matconv_fast.solve.options import Options

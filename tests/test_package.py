@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from matconv_fast.kernels import contract
 from source_tree import ROOT, sources
 
 import matconv_fast as mcf
 from matconv_fast.__main__ import main
+from matconv_fast.kernels import contract
 
 
 def test_every_public_name_has_a_documented_example():

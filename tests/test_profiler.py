@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from matconv_fast.kernels.cpu import launch
 from problems import well_conditioned
 from torch.profiler import ProfilerActivity, profile
 
 import matconv_fast as mcf
+from matconv_fast.kernels.cpu import launch
 from matconv_fast.solve import phases
 from matconv_fast.solve import run as run_module
 

@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from matconv_fast import _ops, _reference
+from matconv_fast._reference import Standing
 from matconv_fast.kernels.contract import (
     CONVERGED,
     DIVERGED,
@@ -21,9 +24,6 @@ from matconv_fast.kernels.contract import (
     StopCriteria,
     Trace,
 )
-
-from matconv_fast import _ops, _reference
-from matconv_fast._reference import Standing
 
 OPS = torch.ops.matconv_fast
 NAMES = list(Standing._fields)

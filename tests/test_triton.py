@@ -11,13 +11,13 @@ import sys
 
 import pytest
 import torch
-from matconv_fast.kernels.contract import LOSSES, ORDS, Shape, StopCriteria, Trace, state_dtype
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import matconv_fast as mcf
 from matconv_fast import _reference
 from matconv_fast._ops import backend
+from matconv_fast.kernels.contract import LOSSES, ORDS, Shape, StopCriteria, Trace, state_dtype
 
 ON_GPU = torch.cuda.is_available() and not backend.INTERPRETED
 if not (ON_GPU or backend.INTERPRETED):

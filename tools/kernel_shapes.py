@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from kernel_launches import PRECISIONS, RULES, Case, Launch, Recorder, gpu_target
+
 from matconv_fast.kernels import gpu
 from matconv_fast.kernels.gpu import advance_tiles, gradient_tiles, product_tiles
 

@@ -59,8 +59,7 @@ class Run:
     def check_start(self) -> None:
         """Judge the initial residual; no update is made."""
         sums = torch.full((self.problem.size, 1), torch.nan, dtype=torch.float64, device=self.problem.device)
-        self._advance(self.iterate, self.standing.updates, sums)  # the updates are still 0
-        self._finish(sums)
+        self._finish(self._advance(self.iterate, self.standing.updates, sums))  # the updates are still 0
         self.flags.send(self.standing.counts)
 
     def chunk(self, steps: int) -> Tensor:
@@ -112,18 +111,18 @@ class Run:
         torch.add(self.start.iterations, self.standing.updates, out=self.iterate.step)
         # ``steps`` where the status is RUNNING, which is -1, and far below 0 elsewhere: torch.where takes 15 us more.
         limit = torch.rsub(self.standing.status, steps - STOPPED, alpha=STOPPED)
-        self._advance(self.iterate, limit, sums)
-        self._finish(sums)
+        self._finish(self._advance(self.iterate, limit, sums))
 
-    def _advance(self, iterate: Iterate, limit: Tensor, sums: Tensor) -> None:
+    def _advance(self, iterate: Iterate, limit: Tensor, sums: Tensor) -> Trace:
         """Up to ``limit`` updates of each problem. Its R is that of X where ``sums[:, 0]`` is a number."""
         with self.phase("advance", sums):
             trace = Trace(sums, self.standing.steps_done)
             self.solver.advance(self.problem, self.plan, iterate, self.standing.criteria(limit), trace)
+        return trace
 
-    def _finish(self, sums: Tensor) -> None:
-        with self.phase("reduce", sums):
-            _ops.finish_chunk(Trace(sums, self.standing.steps_done), self.standing)
+    def _finish(self, trace: Trace) -> None:
+        with self.phase("reduce", trace.sums):
+            _ops.finish_chunk(trace, self.standing)
             if self.plan.verdicts:
                 self._apply(self.solver.verdict(self.problem, self.plan, self.iterate))
 

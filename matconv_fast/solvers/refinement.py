@@ -20,7 +20,7 @@ from .factor import KINDS, Factor, check_kind, chosen_kind, factor_problem
 from .measure import Measure, norm
 from .solver import Ending, Iterate, Solver
 
-# Iterations a chunk. On a CPU a chunk ends as soon as its problems have; elsewhere the rest of it is computed and discarded.
+# Iterations a chunk. On a CPU a chunk ends as soon as its problems have; elsewhere the rest is computed and discarded.
 CHUNK, LAGGING_CHUNK = 8, 2
 # Of ||R P M|| over ||R||, the part that a correction can still remove: ||R|| is its minimum up to half its square.
 HALTED_SHARE = 1e-3
