@@ -31,7 +31,8 @@ def seconds(call: Call, repeats: int = 1) -> float:
 
 def paired_seconds(plain: Call, here: Call, pairs: int = PAIRS, repeats: int = 1) -> list[tuple[float, float]]:
     """Seconds of both, after one call of each that is not timed; the order alternates from pair to pair."""
-    plain(), here()
+    plain()
+    here()
     found = []
     for k in range(pairs):
         if k % 2:

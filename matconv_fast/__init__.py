@@ -5,22 +5,41 @@ from .distance import distance, is_close
 from .losses import ResidualLoss, residual_loss
 from .problem import Problem
 from .solve import ConvergenceError, Solution, Status, inv, iterate, solve
-from .solvers import Adam, GradientRule, HeavyBall, Solver
+from .solvers import (
+    LSQR,
+    MINRES,
+    Adam,
+    Auto,
+    Factor,
+    GradientRule,
+    HeavyBall,
+    NewtonSchulz,
+    Refinement,
+    Solver,
+    factorize,
+)
 from .step import heavy_ball_step, heavy_ball_step_
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LSQR",
+    "MINRES",
     "Adam",
+    "Auto",
     "ConvergenceError",
+    "Factor",
     "GradientRule",
     "HeavyBall",
+    "NewtonSchulz",
     "Problem",
+    "Refinement",
     "ResidualLoss",
     "Solution",
     "Solver",
     "Status",
     "distance",
+    "factorize",
     "heavy_ball_step",
     "heavy_ball_step_",
     "info",

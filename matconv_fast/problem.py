@@ -210,6 +210,12 @@ class Problem:
         M = None if self.M is None else self.M[index if self.M.shape[0] > 1 else 0]
         return M, self.Y[index if self.Y.shape[0] > 1 else 0]
 
+    def select(self, index: Tensor) -> Problem:
+        """The problems ``index [b]`` of the flattened batch, as a batch of their own."""
+        M = self.M if self.M is None or self.M.shape[0] == 1 else self.M[index]
+        Y = self.Y if self.Y.shape[0] == 1 else self.Y[index]
+        return replace(self, M=M, Y=Y, batch=torch.Size(index.shape))
+
     def Y_norm(self) -> Tensor:
         """``||Y||_F``, ``[B]`` float64."""
         return _reference.norms(self.Y).expand(self.size)

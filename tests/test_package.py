@@ -152,11 +152,11 @@ def test_the_demo_prints_its_table_and_writes_its_results(capsys, tmp_path, monk
     assert (tmp_path / "r.html").stat().st_size > 1_000_000  # plotly is inside
 
 
-def test_readmes_table_is_the_committed_result():
+def test_the_demos_page_shows_the_committed_result():
     from matconv_fast import _demo
 
     results = json.loads((ROOT / "benchmarks" / "results" / "cpu-avx2" / "demo.json").read_text())
-    assert _demo.markdown_table(results["rows"]) in (ROOT / "README.md").read_text()
+    assert _demo.markdown_table(results["rows"]) in (ROOT / "docs" / "demo.md").read_text()
     assert results["versions"]["matconv_fast"] == mcf.__version__
 
 

@@ -37,7 +37,7 @@ are the A100, H100, B200 and MI300X.
 
 def main() -> int:
     """The exit code: 0 without faults."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--targets", default=",".join(TARGETS), help="default: %(default)s")
     parser.add_argument("--kernels", default="", metavar="REGEX", help="only those whose names have it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; default: %(default)s")

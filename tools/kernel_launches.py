@@ -171,7 +171,7 @@ class Recorder:
 
         before = triton.runtime.driver._active
         fp32_precision = torch.backends.cuda.matmul.fp32_precision
-        triton.runtime.driver.set_active(_Driver(self.target))
+        triton.runtime.driver.set_active(_Driver(self.target))  # type: ignore[arg-type]
         try:
             with (
                 mock.patch.object(triton.runtime.jit.JITFunction, "_do_compile", keep),

@@ -41,16 +41,16 @@ def _small(recorder: Recorder, precision: str, thorough: bool) -> None:
     """Cubes, and mixes of the least and the largest size."""
     sizes = [size for size in (16, 32, 64) if size <= advance_tiles.small_limit(precision, states=1)]
     high = sizes[-1]
-    for shape in itertools.product(sizes, repeat=3):
-        cube = len(set(shape)) == 1
+    for m, n, p in itertools.product(sizes, repeat=3):
+        shape = m, n, p
+        cube = m == n == p
         if not thorough and precision == "fp16" and shape != (high, high, high):
             continue
-        ragged = tuple(size - 3 for size in shape)
         for rule, loss in SOLVES:
             if loss == "mse" and (thorough or cube or 32 not in shape):
-                recorder.advance(rule, Case(loss, precision, 64, *shape), only="small")
+                recorder.advance(rule, Case(loss, precision, 64, m, n, p), only="small")
             if loss == "fro" and (thorough or cube):
-                recorder.advance(rule, Case(loss, precision, 64, *ragged, shared=False), only="small")
+                recorder.advance(rule, Case(loss, precision, 64, m - 3, n - 3, p - 3, shared=False), only="small")
     if precision != "fp16":
         recorder.step(Case("mse", precision, 64, high, high, high))
         for rule in RULES:
@@ -89,7 +89,7 @@ def _losses(recorder: Recorder, precision: str) -> None:
             recorder.products(Case("mse", precision, 1, 8192, n, 4096), wanted="X" if precision == "fp16" else "XM")
         if precision != "fp16" and gradient_tiles.recomputes(1, 8191, n - 3, 4093, 1, dtype):
             recorder.products(Case("fro", precision, 1, 8191, n - 3, 4093), wanted="M", identity=True)
-    large, medium = (Case(loss, precision, 1, *[size] * 3) for loss, size in (("mse", 4096), ("fro", 512)))
+    large, medium = (Case(loss, precision, 1, size, size, size) for loss, size in (("mse", 4096), ("fro", 512)))
     recorder.products(large)
     if precision != "fp16":
         recorder.products(large, wanted="XM")

@@ -173,7 +173,7 @@ def row(name: str, workload: Workload) -> str:
 
 def main() -> None:
     """Print or write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write it there")
     options = parser.parse_args()
     lines = ["| workload | precision | at least | that is | where it goes |", "| --- | --- | --- | --- | --- |"]

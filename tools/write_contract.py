@@ -52,7 +52,7 @@ def header(contract: Mapping[str, Any]) -> str:
 
 def main() -> int:
     """0 where the header is up to date at the end."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the file is stale")
     options = parser.parse_args()
     text = header(runpy.run_path(str(CONTRACT)))

@@ -33,7 +33,7 @@ constexpr AlgorithmInfo kAlgorithms[] = {
     {"small", false, 1},
     {"rows", false, 1},
     {"blocks", false, 1},
-    {"parallel_small", true, 16},
+    {"parallel_small", false, 16},
     {"parallel_rows", true, 16},
     {"parallel_blocks", true, 16},
     {"lanes", false, 1},

@@ -22,6 +22,8 @@ enum Status : int64_t {
   kStatusDiverged = 2,
   kStatusStagnated = 3,
   kStatusNonfinite = 4,
+  kStatusLeastSquares = 5,
+  kStatusBreakdown = 6,
 };
 
 constexpr double kBailFactor = 1e+16;

@@ -1,6 +1,7 @@
 // The update rules: what each does with the gradient G. To add a rule, add a struct and its line in MCF_RULES.
 //
 //   heavy ball:  V = momentum V + G;  X = X - lr V
+//   Nesterov:    V = momentum V + G;  X = X - lr (G + momentum V)
 //   Adam:        first = b1 first + (1 - b1) G;  second = b2 second + (1 - b2) G^2;
 //                X = X - rate first / (sqrt(second) + floor)
 #pragma once
@@ -11,6 +12,7 @@
 // RULE(name of the rule in Python, its struct)
 #define MCF_RULES(RULE)       \
   RULE(heavy_ball, HeavyBall) \
+  RULE(nesterov, Nesterov)    \
   RULE(adam, Adam)
 
 namespace mcf {
@@ -62,6 +64,20 @@ struct HeavyBall : RuleDefaults {
   MCF_INLINE_MEMBER void finish(const V& velocity, V& x, V (&state)[states]) const {
     state[0] = velocity;
     x -= lr * velocity;
+  }
+};
+
+template <typename V, typename C>
+struct Nesterov : RuleDefaults {
+  static constexpr int states = 1, hypers = 2;  // V; lr, momentum
+  C lr, momentum;
+
+  MCF_INLINE_MEMBER void begin(const Hyper& hyper, int64_t, int lane) {
+    set_lane(lr, lane, hyper[0]), set_lane(momentum, lane, hyper[1]);
+  }
+  MCF_INLINE_MEMBER void finish(const V& G, V& x, V (&state)[states]) const {
+    state[0] = momentum * state[0] + G;
+    x -= lr * (G + momentum * state[0]);
   }
 };
 

@@ -31,6 +31,7 @@ class Rule:
 
 RULES = {
     "heavy_ball": Rule(states=1, hyperparameters=2, accumulates=True),
+    "nesterov": Rule(states=1, hyperparameters=2),
     "adam": Rule(states=2, hyperparameters=4),
 }
 
@@ -43,6 +44,8 @@ def update(RULE: tl.constexpr, x, state, gradient, hyper, number):
     """
     if RULE == "heavy_ball":
         x, state = heavy_ball(x, state, gradient, hyper)
+    elif RULE == "nesterov":
+        x, state = nesterov(x, state, gradient, hyper)
     elif RULE == "adam":
         x, state = adam(x, state, gradient, hyper, number)
     else:
@@ -56,6 +59,15 @@ def heavy_ball(x, state, gradient, hyper):
     lr, momentum = hyper
     v = momentum.to(x.dtype) * state[0] + gradient
     return x - lr.to(x.dtype) * v, (v,)
+
+
+@triton.jit
+def nesterov(x, state, gradient, hyper):
+    """``V = momentum V + G; X = X - lr (G + momentum V)``."""
+    lr, momentum = hyper
+    decay = momentum.to(x.dtype)
+    v = decay * state[0] + gradient
+    return x - lr.to(x.dtype) * (gradient + decay * v), (v,)
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class Plan(NamedTuple):
         least_steps: updates that repay the fixed cost of a call.
         chunk: updates a call, few enough that Ctrl-C is answered within a second up to 1,024 square.
         hyper: ``[H, B]`` float64, the hyperparameters of a rule that kernels know.
+        verdicts: `Solver.verdict` ends problems; the loop checks for stagnation only if `patience` is given.
+        work: what the solver keeps from chunk to chunk and can make anew from the problem, such as a factor of M.
     """
 
     backend: str = "reference"
@@ -45,6 +47,8 @@ class Plan(NamedTuple):
     least_steps: int = 1
     chunk: int = REFERENCE_CHUNK
     hyper: Tensor | None = None
+    verdicts: bool = False
+    work: Any = None
 
 
 def plan_rule(rule: str, shape: Shape, device: torch.device) -> Plan:

@@ -13,6 +13,9 @@ from .checkpoint import Checkpoint
 from .options import Options
 from .status import Status
 
+# Up to this size a message may take a singular value decomposition.
+MOST_DIRECT = 512
+
 
 def explain(problem: Problem, end: Checkpoint, options: Options, index: int) -> str:
     """One problem's outcome in a sentence or two, with what to do about it."""
@@ -29,12 +32,25 @@ def explain(problem: Problem, end: Checkpoint, options: Options, index: int) -> 
     if status is Status.DIVERGED:
         return f"diverged: {reached}; {end.solver.explain(problem, ending) or 'lower lr or momentum'}"
     missing = f"{reached}, above the tolerance {tolerance:.3g}"
+    if status is Status.LEAST_SQUARES:
+        return f"least-squares minimum: {missing}; {_minimum(problem)}"
+    if status is Status.BREAKDOWN:
+        return f"breakdown: {missing}; {end.solver.explain(problem, ending) or _singular(problem, index)}"
     if status is Status.MAX_ITERATIONS and options.limit == 0:
         return f"max_iters is 0, so no iteration was made: {missing}"
     cause = _untestable(tolerance) or end.solver.explain(problem, ending) or _unsolvable(problem, end, index)
     if status is Status.STAGNATED:
         return f"stagnated: {missing}; {cause or _floor(problem, end, options, index)}"
     return f"max_iters reached: {missing}; {cause or end.solver.advice(problem)}"
+
+
+def _minimum(problem: Problem) -> str:
+    gradient, norms = ("||M^T R||", "||M|| ||R||") if problem.left else ("||R M^T||", "||R|| ||M||")
+    return f"no X has a smaller residual up to rounding, by {gradient} over {norms}; set atol above it"
+
+
+def _singular(problem: Problem, index: int) -> str:
+    return _unsolvable_by_rank(problem, index) or "M is too close to singular for this solver; use LSQR()"
 
 
 def _all_finite(t: Tensor | None) -> bool:
@@ -64,12 +80,21 @@ def _untestable(tolerance: float) -> str:
 
 def _unsolvable(problem: Problem, end: Checkpoint, index: int) -> str:
     """Whether M lacks the rank to solve the equation for most Y, and the residual is not near 0."""
+    if bool(convergence.at_rounding_floor(problem, end.X, end.last)[index]):
+        return ""
+    return _unsolvable_by_rank(problem, index)
+
+
+def _unsolvable_by_rank(problem: Problem, index: int) -> str:
+    """By the singular values of M in float64: those of a float32 M have a rank that float64 would not confirm."""
     M, _ = problem.one(index)
-    if M is None or bool(convergence.at_rounding_floor(problem, end.X, end.last)[index]):
+    if M is None or 0 in M.shape:
         return ""
-    rank, (n, p) = int(torch.linalg.matrix_rank(M)), M.shape
+    n, p = M.shape
+    s = torch.linalg.svdvals(M.double())
+    rank = int((s > max(n, p) * torch.finfo(torch.float64).eps * s[0]).sum())
     if rank == p:
-        return ""
+        return _ill_conditioned(problem, float(s[0] / s[-1]))
     equation, side, shape = ("M @ X", "rows", (p, n)) if problem.left else ("X @ M", "columns", (n, p))
     kind = "singular" if n == p else f"{shape[0]} x {shape[1]}"
     return (
@@ -78,8 +103,30 @@ def _unsolvable(problem: Problem, end: Checkpoint, index: int) -> str:
     )
 
 
+def _ill_conditioned(problem: Problem, condition: float) -> str:
+    if condition * torch.finfo(problem.dtype).eps < 0.1:
+        return ""
+    name = str(problem.dtype).removeprefix("torch.")
+    return f"the condition number of M is {condition:.1e}, too large for {name}; use a wider dtype, or scale M"
+
+
 def _floor(problem: Problem, end: Checkpoint, options: Options, index: int) -> str:
     if options.patience is not None and not bool(convergence.at_rounding_floor(problem, end.X, end.last)[index]):
         return f"the residual fell by less than 1 % over {options.patience} iterations; raise patience, lr or momentum"
+    direct = _direct_residual(problem, index)
+    if direct is not None and direct < 0.1 * float(end.last[index]) ** 0.5:
+        return f"a direct solution reaches {direct:.3g}; use solver=Refinement()"
+    if not bool(convergence.at_rounding_floor(problem, end.X, end.last)[index]):
+        return "the residual no longer falls; use solver=Refinement() or LSQR()"
     name = str(problem.dtype).removeprefix("torch.")
     return f"that is what {name} rounding allows here; raise atol or rtol, or use a wider dtype"
+
+
+def _direct_residual(problem: Problem, index: int) -> float | None:
+    """``||R||`` of the solution in float64, rounded to the dtype of X; None where it would take seconds."""
+    M, Y = problem.one(index)
+    if M is None or min(problem.n, problem.p) > MOST_DIRECT or 0 in (problem.m, problem.n, problem.p):
+        return None
+    M, Y = M.double(), Y.double()
+    X = torch.linalg.lstsq(M.mT.cpu(), Y.mT.cpu(), driver="gelsd").solution.mT.to(problem.dtype).to(M.device)
+    return float(torch.linalg.matrix_norm(X.double() @ M - Y))

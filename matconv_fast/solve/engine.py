@@ -12,9 +12,9 @@ from torch.autograd.forward_ad import unpack_dual
 
 from .. import _checks
 from .._ops import backend
-from ..problem import Problem
-from ..solvers import HeavyBall, Solver
-from . import implicit, loop
+from ..problem import Problem, Source
+from ..solvers import Factor, HeavyBall, Refinement, Solver
+from . import chain, implicit
 from .checkpoint import Checkpoint
 from .options import Options
 from .phases import whole_solve
@@ -22,7 +22,7 @@ from .solution import Solution
 
 
 def solution_of(
-    M: Tensor | None,
+    M: Tensor | Factor | None,
     Y: Tensor | None,
     X0: Tensor | Solution | None,
     *,
@@ -33,6 +33,8 @@ def solution_of(
 ) -> Solution:
     """See `matconv_fast.solve`, whose arguments these are."""
     options = Options(**options_given)
+    if isinstance(M, Factor):
+        solver, M = _with_factor(M, solver, left=left)
     if solver is not None and not isinstance(solver, Solver):
         raise TypeError(f"solver must be a solver object such as HeavyBall(), got {_checks.describe(solver)}")
     with torch.no_grad(), _without_autocast(M, Y), whole_solve(M, Y, X0):
@@ -44,12 +46,23 @@ def solution_of(
         else:
             solver = solver or HeavyBall()
             start = _fresh(problem, solver, X0)
-        solution = _solution(problem, options, start, loop.run(problem, solver, options, start))
+        solution = _solution(problem, options, start, chain.run(problem, solver, options, start))
     if backend.records_grad(M, Y):
         solution = replace(solution, X=_differentiable(M, Y, solution, left=left))
     if options.throw:
         solution.raise_for_status()
     return solution
+
+
+def _with_factor(factor: Factor, solver: Solver | None, *, left: bool) -> tuple[Solver, Tensor]:
+    """The solver that uses the factor, and the M that it is of."""
+    if solver is not None:
+        raise ValueError(f"a Factor in place of M is used by Refinement, so solver must be None, got {solver}")
+    if factor.left != left:
+        raise ValueError(f"the factor was made with left={factor.left}: call factorize(M, left={left})")
+    if not factor.source.is_same(Source.of(factor.source.tensor)):
+        raise ValueError("M was modified in place since it was factored: call factorize(M) again")
+    return Refinement(factor), factor.M
 
 
 def _fresh(problem: Problem, solver: Solver, X0: Tensor | None) -> Checkpoint:
@@ -81,7 +94,9 @@ def _resume(problem: Problem, options: Options, solver: Solver | None, previous:
         )
     by_value = previous.restored
     if not problem.is_same(previous.problem, by_value=by_value):
-        return Checkpoint.fresh(end.X, end.state, solver or end.solver, end.iterations)
+        solver = solver or end.solver
+        state = end.state if solver.carries_state else solver.init(problem, end.X)
+        return Checkpoint.fresh(end.X, state, solver, end.iterations)
     same_solver = solver is None or solver.is_same(end.solver, by_value=by_value)
     return end.continued(all_problems=not (same_solver and options.tolerances == previous.options.tolerances))
 
@@ -116,7 +131,7 @@ def _refuse_transforms(M: Tensor | None, Y: Tensor | None) -> None:
             )
 
 
-def _solution(problem: Problem, options: Options, start: Checkpoint, outcome: loop.Outcome) -> Solution:
+def _solution(problem: Problem, options: Options, start: Checkpoint, outcome: chain.Outcome) -> Solution:
     end, batch = outcome.end, problem.batch
     sums = end.last.view(batch)
     return Solution(
@@ -126,7 +141,7 @@ def _solution(problem: Problem, options: Options, start: Checkpoint, outcome: lo
         iterations=end.iterations.clone().view(batch),
         status=end.status.clone().view(batch),
         history=outcome.history.view(*batch, outcome.history.shape[1]),
-        method=f"{type(end.solver).__name__}: {outcome.plan.algorithm} ({outcome.plan.backend})",
+        method=outcome.method,
         state=end,
         problem=problem,
         options=options,

@@ -46,7 +46,7 @@ class _Implicit(torch.autograd.Function):
             return None, grad, None, None
         M, Y = M.to(X.dtype), None if Y is None else Y.to(X.dtype)
         Q, r = torch.linalg.qr(M.mT)  # M M^T = r^T r, whose condition number is never squared
-        _check_rank(r, M)
+        r = _checked_rank(r, M, grad)
         T = torch.linalg.solve_triangular(r, grad, upper=True, left=False)
         dY = T @ Q.mT
         if not needs_M:
@@ -58,7 +58,7 @@ class _Implicit(torch.autograd.Function):
 
 def _warn(status: Tensor) -> None:
     """Warn of problems that were cut short. STAGNATED is final: the rounding floor, or a least-squares minimum."""
-    ended = (status == Status.CONVERGED) | (status == Status.STAGNATED)
+    ended = (status == Status.CONVERGED) | (status == Status.STAGNATED) | (status == Status.LEAST_SQUARES)
     missing = int((~ended).sum())
     if missing:
         warnings.warn(
@@ -68,14 +68,20 @@ def _warn(status: Tensor) -> None:
         )  # fmt: skip
 
 
-def _check_rank(r: Tensor, M: Tensor) -> None:
+def _checked_rank(r: Tensor, M: Tensor, grad: Tensor) -> Tensor:
+    """The factor, with the identity for matrices that lack rank but whose solution the gradient does not concern."""
     diagonal = r.detach().diagonal(dim1=-2, dim2=-1).abs()
     if diagonal.numel() == 0:
-        return
+        return r
     floor = max(M.shape[-2:]) * torch.finfo(r.dtype).eps * diagonal.amax(-1)
     lacking = (diagonal <= floor[..., None]).any(-1)
-    if bool(lacking.any()):
+    concerned = lacking & (grad.detach() != 0).any(-1).any(-1)
+    if bool(concerned.any()):
         raise torch.linalg.LinAlgError(  # pyright: ignore[reportPrivateImportUsage]
             f"gradients through a solve need M of full row rank (column rank with left=True), but "
-            f"{int(lacking.sum())} of {lacking.numel()} matrices [{M.shape[-2]}, {M.shape[-1]}] lack it"
+            f"{int(concerned.sum())} of {concerned.numel()} matrices [{M.shape[-2]}, {M.shape[-1]}] lack it"
         )
+    if not bool(lacking.any()):
+        return r
+    eye = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
+    return torch.where(lacking[..., None, None], eye, r)

@@ -49,6 +49,8 @@ def _run(work: Run, options: Options) -> Outcome:
     work.check_start()
     history = History(problem, options.record_every, work.flags.lags)
     interval, age, done = options.stagnation_interval(problem.precision.inputs), start.age, 0
+    if plan.verdicts:  # the solver knows better
+        interval = options.patience
     mark = start.mark if interval is None else torch.where(start.mark.isnan(), standing.best, start.mark)
     chunk = min(options.check_every or plan.chunk, plan.chunk)
 

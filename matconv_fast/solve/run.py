@@ -19,7 +19,7 @@ from .graph import Replayed
 from .options import Options
 from .phases import Phases
 
-# The limit of a problem that has stopped is its status times this: far below 0, and five times it is still an int32.
+# Puts the limit of a problem that has stopped far below 0: so often its status, and once more. Eight times is an int32.
 STOPPED = 1 << 24
 
 
@@ -124,6 +124,14 @@ class Run:
     def _finish(self, sums: Tensor) -> None:
         with self.phase("reduce", sums):
             _ops.finish_chunk(Trace(sums, self.standing.steps_done), self.standing)
+            if self.plan.verdicts:
+                self._apply(self.solver.verdict(self.problem, self.plan, self.iterate))
+
+    def _apply(self, verdict: Tensor) -> None:
+        """End the running problems that the solver has given a status."""
+        status = self.standing.status
+        status.copy_(torch.where(status == RUNNING, verdict, status))
+        self.standing.counts[0] = (status == RUNNING).sum()
 
     def _replay(self, steps: int) -> None:
         """Restore the problems that overshot their stop, and run them up to it."""

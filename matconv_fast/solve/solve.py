@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..solvers import Solver
+from ..solvers import Factor, Solver
 from .engine import solution_of
 from .solution import Solution
 
 
 def solve(
-    M: Tensor | None,
+    M: Tensor | Factor | None,
     Y: Tensor | None = None,
     X0: Tensor | Solution | None = None,
     *,
@@ -43,10 +43,11 @@ def solve(
     lr and momentum receive none.
 
     Args:
-        M: ``[*, n, p]``, floating-point, or None for the identity.
+        M: ``[*, n, p]``, floating-point, or None for the identity; or a `Factor`, made by `factorize`.
         Y: ``[*, m, p]``, or None for the identity. Leading dimensions broadcast.
         X0: where to start: ``[*, m, n]``, zeros if None; or a `Solution`, to continue exactly from its state.
-        solver: `HeavyBall`, `Adam` or one of your own; None is ``HeavyBall()``, with an estimated step size.
+        solver: a `Solver` such as `HeavyBall`, `Adam` or `Auto`, or one of your own; None is ``HeavyBall()``, with an
+            estimated step size.
         loss: ``"mse"``, ``"sse"`` or ``"fro"``, which the solver minimizes; see `residual_loss`. The tolerance is on
             ``||R||_F`` for every loss.
         atol: absolute tolerance.
@@ -93,14 +94,14 @@ def solve(
     return solution_of(M, Y, X0, solver=solver, loss=loss, left=left, **options)
 
 
-def inv(M: Tensor, *, X0: Tensor | Solution | None = None, **options: Any) -> Solution:
+def inv(M: Tensor | Factor, *, X0: Tensor | Solution | None = None, **options: Any) -> Solution:
     """Iterate X until ``X @ M`` is the identity: `solve` with Y the identity.
 
     A warm start pays: after M has changed a little, ``inv(M, X0=solution.X)`` takes a few iterations. For one inverse
     to machine precision, use ``torch.linalg.inv``.
 
     Args:
-        M: ``[*, n, n]``, floating-point.
+        M: ``[*, n, n]``, floating-point; or a `Factor`, made by `factorize`.
         X0: where to start, ``[*, n, n]``, or a `Solution` to continue from.
         **options: those of `solve`.
 
@@ -115,5 +116,6 @@ def inv(M: Tensor, *, X0: Tensor | Solution | None = None, **options: Any) -> So
         >>> mcf.inv(torch.diag(torch.tensor([1.0, 4.0])), rtol=1e-6).X.diagonal()
         tensor([1.0000, 0.2500])
     """
-    _checks.matrix("M", M)
+    if not isinstance(M, Factor):
+        _checks.matrix("M", M)
     return solve(M, None, X0, **options)

@@ -26,3 +26,8 @@ class Status(enum.IntEnum):
     """The residual stopped falling short of the tolerance: rounding, or an equation without solution."""
     NONFINITE = contract.NONFINITE
     """NaN or infinity in the first residual, or NaN in a later one."""
+    LEAST_SQUARES = contract.LEAST_SQUARES
+    """The residual is above the tolerance and at its minimum: ``||R M^T||_F`` is at most 32 eps ``||M||_F ||R||_F``, or
+    as near to that as the rounding of X allows. `Solution.converged` counts it where M has more columns than rows."""
+    BREAKDOWN = contract.BREAKDOWN
+    """The solver cannot go on with this M: it is singular to working precision, or not symmetric where it must be."""

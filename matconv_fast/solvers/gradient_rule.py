@@ -78,7 +78,7 @@ class GradientRule(Solver):
     def bound(self: _Rule, problem: Problem, plan: Plan) -> _Rule:
         """See `Solver`. A rule that kernels know takes the hyperparameters that the plan resolved."""
         if plan.hyper is None:
-            return Solver.bound(self, problem, plan)
+            return super().bound(problem, plan)  # type: ignore[return-value]
         return self.bind(plan.hyper[:, :, None, None])
 
     def plan(self, problem: Problem) -> Plan:

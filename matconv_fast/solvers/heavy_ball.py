@@ -1,7 +1,8 @@
-"""Gradient descent with momentum: Polyak's heavy ball.
+"""Gradient descent with momentum: Polyak's heavy ball, and Nesterov's variant.
 
 V = momentum V + G
-X = X - lr V
+X = X - lr V                    (heavy ball)
+X = X - lr (G + momentum V)     (Nesterov)
 """
 
 from __future__ import annotations
@@ -25,17 +26,22 @@ from .solver import Ending
 class HeavyBall(GradientRule):
     """Heavy ball: ``V = momentum V + G; X = X - lr V`` (Polyak, 1964), as ``torch.optim.SGD(momentum=momentum)``.
 
+    With ``nesterov=True``: ``X = X - lr (G + momentum V)`` (Nesterov, 1983; Sutskever et al., 2013), as
+    ``torch.optim.SGD(momentum=momentum, nesterov=True)``.
+
     Under ``mse`` and ``sse`` it is stable for ``lr < 2 (1 + momentum) / (c s^2)``, where s is the largest singular
-    value of M and c is ``2 / (m p)`` for mse, 2 for sse.
+    value of M and c is ``2 / (m p)`` for mse, 2 for sse. With ``nesterov=True`` that limit is divided by
+    ``1 + 2 momentum``.
 
     Args:
         lr: step size, above 0: a number, a 0-d tensor or one value per problem. None estimates s and takes half of the
             stability limit, or with ``momentum="auto"`` the optimum; this needs loss ``mse`` or ``sse``.
         momentum: at least 0 and below 1, likewise. ``"auto"`` takes the optimum for M's extreme singular values.
+        nesterov: take Nesterov's update, which needs an lr and a momentum.
         form: ``"residual"``, two products an iteration, is the one form of this version; ``"auto"`` chooses it.
 
     Raises:
-        TypeError, ValueError: lr, momentum or form are out of range.
+        TypeError, ValueError: lr, momentum or form are out of range, or ``nesterov=True`` lacks an lr or a momentum.
 
     Example:
         >>> import torch, matconv_fast as mcf
@@ -47,6 +53,7 @@ class HeavyBall(GradientRule):
     lr: float | Tensor | None = None
     momentum: float | Tensor | str = 0.9
     form: str = "auto"
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         if self.lr is not None:
@@ -56,11 +63,16 @@ class HeavyBall(GradientRule):
         else:
             _checks.hyperparameter("momentum", self.momentum, minimum=0, below=1)
         _checks.choice("form", self.form, ("auto", "residual"))
+        if self.nesterov and (self.lr is None or isinstance(self.momentum, str)):
+            raise ValueError(
+                f"nesterov=True needs an lr and a momentum, got lr={self.lr!r} and momentum={self.momentum!r}: the "
+                "estimates are those of the heavy ball"
+            )
 
     @property
     def kernel_rule(self) -> str:
         """See `GradientRule`."""
-        return "heavy_ball"
+        return "nesterov" if self.nesterov else "heavy_ball"
 
     def init(self, problem: Problem, X: Tensor) -> tuple[Tensor, ...]:
         """``(V,)``, zeros."""
@@ -72,7 +84,7 @@ class HeavyBall(GradientRule):
         """See `GradientRule`."""
         lr, momentum = like(X, self.lr, self.momentum)  # type: ignore[arg-type]
         V = momentum * state[0] + G
-        return X - lr * V, (V,)
+        return X - lr * (G + momentum * V if self.nesterov else V), (V,)
 
     def bind(self, hyper: Tensor) -> HeavyBall:
         """See `GradientRule`."""
@@ -129,11 +141,16 @@ class HeavyBall(GradientRule):
                 f"the step size for this M, whose largest singular value is {square**0.5:.3g}, is out of range for "
                 f"{name}: scale M"
             )
-        if not square > 0 or lr <= (limit := 2 * (1 + momentum) / (problem.scale * square)):
+        if not square > 0:
+            return ""
+        limit, formula = 2 * (1 + momentum) / (problem.scale * square), "2 (1 + momentum) / (c s^2)"
+        if self.nesterov:
+            limit, formula = limit / (1 + 2 * momentum), "2 (1 + momentum) / ((1 + 2 momentum) c s^2)"
+        if lr <= limit:
             return ""
         return (
             f"lr {lr:.3g} is above the stability limit {limit:.3g} for this M: "
-            f"2 (1 + momentum) / (c s^2) with momentum {momentum:.3g}, c {problem.scale:.3g} and largest singular "
+            f"{formula} with momentum {momentum:.3g}, c {problem.scale:.3g} and largest singular "
             f"value {square**0.5:.3g}; use a smaller lr, or lr=None, which estimates one"
         )
 
@@ -160,3 +177,4 @@ def _within_range(lr: Tensor, problem: Problem) -> Tensor:
 
 
 register_rule("heavy_ball", lambda hyper: HeavyBall().bind(hyper[:, :, None, None]).update)
+register_rule("nesterov", lambda hyper: HeavyBall(1.0, nesterov=True).bind(hyper[:, :, None, None]).update)

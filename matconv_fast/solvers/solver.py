@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -70,6 +70,9 @@ class Solver(abc.ABC):
         1
     """
 
+    carries_state: ClassVar[bool] = True
+    """Whether the state still means something on another equation, as momentum does; otherwise `init` makes it anew."""
+
     @abc.abstractmethod
     def init(self, problem: Problem, X: Tensor) -> tuple[Tensor, ...]:
         """The solver's state before the first iteration.
@@ -119,6 +122,25 @@ class Solver(abc.ABC):
             return solver.step(problem, X, state, R, step)
 
         _reference.advance(one_step, problem.residual, iterate.X, iterate.state, iterate.step, criteria, trace)
+
+    def verdict(self, problem: Problem, plan: Plan, iterate: Iterate) -> Tensor:
+        """How the solver ends problems that the residual alone does not end; called after each chunk.
+
+        Only solvers whose plan sets ``verdicts`` need it. So that the outcome does not depend on the size of the
+        chunks, `advance` must stop a problem at the iterate where the verdict falls, and keep it in the state.
+
+        Returns:
+            Status codes ``[B]`` int64, RUNNING where the solver goes on. CONVERGED is the loop's to give.
+        """
+        raise NotImplementedError(f"{type(self).__name__} plans verdicts, so it must define verdict()")
+
+    def fallbacks(self, problem: Problem) -> tuple[Solver, ...]:
+        """Solvers for the problems that this one leaves without an answer, in the order in which to try them."""
+        return ()
+
+    def reason(self, problem: Problem) -> str:
+        """Why the plan is what it is, for ``Solution.method``; empty for solvers that have no choice."""
+        return ""
 
     def explain(self, problem: Problem, ending: Ending) -> str:
         """Why a problem did not converge, if the hyperparameters are the reason; otherwise an empty string."""

@@ -1,0 +1,276 @@
+"""The base class of Krylov methods, which need no factor of M: cycles of a recursion on residuals made in float64.
+
+From the residual R of X, a cycle solves ``D @ M = -R`` for a correction D, one recursion for each row. Its own estimate
+of the residual is not trusted: where it claims success, ``X + D`` is measured, and the next cycle starts there.
+
+Scalars never go to the host. So cycles begin, and unfinished ones are measured, at fixed iterations only, the *marks*:
+1, 4, 16 and the multiples of 32. In between X stays what it was, and after a claim it is the X claimed.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .._ops import Plan
+from ..kernels.contract import LEAST_SQUARES, RUNNING, STAGNATED, StopCriteria, Trace
+from ..problem import Problem
+from .measure import LEAST_SQUARES_UNITS, Measure, norm
+from .solver import Iterate, Solver
+
+MARK, EARLY_MARKS = 32, (1, 4, 16)
+# Of a cycle's first residual, what it may ask for: a recursion in one precision gains no more than this.
+CYCLE_GAIN = 0.75  # eps to this power
+# Where a singular value decomposition costs less than a second: there it checks a claim of LEAST_SQUARES.
+MOST_CHECKED = 256
+
+WAITS, RUNS, CLAIMS = (
+    0.0,
+    1.0,
+    2.0,
+)  # phases of a problem: for a cycle to begin, in a cycle, for its claim to be measured
+
+
+def is_mark(slot: int) -> bool:
+    """Whether iteration number `slot` is measured."""
+    return slot % MARK == 0 or slot in EARLY_MARKS
+
+
+def row_norm(t: Tensor) -> Tensor:
+    """Of each row, ``[B, m, 1]``."""
+    return torch.linalg.vector_norm(t, dim=-1, keepdim=True)
+
+
+def ratio(a: Tensor, b: Tensor) -> Tensor:
+    """``a / b``, and 0 where b is not above 0."""
+    return torch.where(b > 0, a / torch.where(b > 0, b, 1), 0)
+
+
+class Work:
+    """What a run keeps: M as the recursion multiplies it, the residual of X, and the number of the iteration."""
+
+    def __init__(self, problem: Problem, scale: Tensor | None) -> None:
+        self.measure = Measure(problem)
+        M = self.measure.M
+        assert M is not None
+        self.scale = scale  # of the rows of M
+        self.A = M if scale is None else scale * M
+        self.A_norm = norm(self.A).expand(problem.size)
+        self.R: Tensor | None = None
+        self.slot = -1  # not known yet
+
+    def unscaled(self, D: Tensor) -> Tensor:
+        """The correction of X, from that of the scaled equation."""
+        return D if self.scale is None else D * self.scale.mT
+
+
+@dataclass
+class Cycle:
+    """The state of a Krylov method, as views of the tensors that a checkpoint keeps."""
+
+    verdict: Tensor  # [B] int64
+    slots: Tensor  # [B] int64, iterations since the method began
+    start: Tensor  # [B] float64, ||R|| at the start of the cycle
+    slope: Tensor  # [B] float64, ||R M^T|| there
+    phase: Tensor  # [B] float64
+    active: Tensor  # [B, m, 1] bool, rows that go on in this cycle
+    D: Tensor  # [B, m, n], the correction since X was last measured, over `start`
+    own: tuple[Tensor, ...]  # the recursion's
+
+
+class Krylov(Solver):
+    """Base of `LSQR` and `MINRES`: a recursion is `begin` and `recur`."""
+
+    carries_state: ClassVar[bool] = False
+    needs_slope: ClassVar[bool] = False
+    """Whether `begin` takes ``R M^T``."""
+
+    @abc.abstractmethod
+    def memory(self, problem: Problem) -> tuple[Tensor, ...]:
+        """The recursion's own tensors, ``[B, m, ...]``."""
+
+    @abc.abstractmethod
+    def begin(self, work: Work, R: Tensor, S: Tensor | None) -> tuple[Tensor, ...]:
+        """These tensors at the start of a cycle for ``D @ A = -R``; S is ``R A^T``, where `needs_slope`."""
+
+    @abc.abstractmethod
+    def recur(self, work: Work, own: tuple[Tensor, ...], active: Tensor, D: Tensor) -> tuple[Tensor, ...]:
+        """One iteration of the active rows; adds to D."""
+
+    @abc.abstractmethod
+    def estimates(self, own: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """``||R||`` and ``||R A^T||`` of each row, ``[B, m, 1]``, by the recursion."""
+
+    def prepare(self, problem: Problem) -> Tensor | None:
+        """A scale for the rows of M, or None."""
+        return None
+
+    def refuse(self, work: Work) -> Tensor | None:
+        """Status codes ``[1 or B]`` for matrices that the method is not made for; RUNNING for the others."""
+        return None
+
+    def init(self, problem: Problem, X: Tensor) -> tuple[Tensor, ...]:
+        """See `Cycle`."""
+        if problem.M is None:
+            raise ValueError(f"{type(self).__name__} needs a matrix M, got None, the identity: use Refinement()")
+        size, device = problem.size, problem.device
+        verdict = torch.full((size,), RUNNING, dtype=torch.int64, device=device)
+        numbers = torch.zeros(size, 3, dtype=torch.float64, device=device)
+        active = torch.zeros(size, problem.m, 1, dtype=torch.bool, device=device)
+        return verdict, torch.zeros_like(verdict), numbers, active, torch.zeros_like(X), *self.memory(problem)
+
+    def plan(self, problem: Problem) -> Plan:
+        """See `Solver`."""
+        work = Work(problem, self.prepare(problem))
+        return Plan(algorithm="cycles", exact=True, chunk=2 * MARK, verdicts=True, work=work)
+
+    def verdict(self, problem: Problem, plan: Plan, iterate: Iterate) -> Tensor:
+        """See `Solver`. On CPUs, a claim of LEAST_SQUARES is checked first."""
+        codes, measure = iterate.state[0], plan.work.measure
+        claims = codes == LEAST_SQUARES
+        if measure.waits or min(problem.n, problem.p) > MOST_CHECKED or not bool(claims.any()):
+            return codes
+        refuted = claims & measure.minimum_refuted(plan.work.R)
+        return codes.masked_fill_(refuted, STAGNATED)
+
+    def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
+        """See `Solver`."""
+        run = _Chunk(self, plan.work, iterate, criteria, trace)
+        for j in range(trace.sums.shape[1] - 1):
+            if not run.iteration(j):
+                break
+        plan.work.R = run.R
+
+
+class _Chunk:
+    """One call of `advance`."""
+
+    def __init__(self, method: Krylov, work: Work, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
+        self.method, self.work, self.criteria, self.trace = method, work, criteria, trace
+        verdict, slots, numbers, active, D, *own = iterate.state
+        self.cycle = Cycle(verdict, slots, *numbers.unbind(1), active, D, tuple(own))  # type: ignore[call-arg]
+        self.X, self.steps = iterate.X, trace.sums.shape[1] - 1
+        self.R = work.measure.residual(self.X) if work.R is None else work.R
+        self.r = norm(self.R)
+        if work.slot < 0 and self.steps:
+            work.slot = int(slots.max()) if len(slots) else 0  # the host's one wait
+            self._refuse()
+        trace.sums[:, 0] = self.r.square()
+        trace.steps_done.zero_()
+        self.claimed_at = torch.zeros_like(slots)
+
+    def iteration(self, j: int) -> bool:
+        """Iteration j of the chunk; False where nothing is left to do."""
+        work, cycle, looks = self.work, self.cycle, not self.work.measure.waits
+        squares = self.r.square()
+        going = (j < self.criteria.limit) & (squares > self.criteria.threshold) & squares.isfinite()
+        if is_mark(work.slot):  # 0 is one, too
+            waiting = going & (cycle.verdict == RUNNING) & (cycle.phase == WAITS)
+            if not looks or bool(waiting.any()):
+                self._begin(waiting)
+        going &= cycle.verdict == RUNNING
+        if looks and not bool(going.any()):
+            return False
+        runs = going & (cycle.phase == RUNS)
+        if not looks or bool(runs.any()):
+            self._recur(runs, j)
+        self.trace.steps_done.add_(going)
+        cycle.slots.add_(going)
+        work.slot += 1
+        mark = is_mark(work.slot)
+        if mark or j + 1 == self.steps:
+            due = going & ((cycle.phase == CLAIMS) | ((cycle.phase == RUNS) & mark))
+            if not looks or bool(due.any()):
+                self._measure(due, j)
+        self.trace.sums[:, j + 1] = self.r.square()
+        return True
+
+    def _refuse(self) -> None:
+        codes = self.method.refuse(self.work)
+        if codes is not None:
+            verdict = self.cycle.verdict
+            verdict.copy_(torch.where(verdict == RUNNING, codes, verdict))
+
+    def _begin(self, waiting: Tensor) -> None:
+        cycle, work = self.cycle, self.work
+        unit = torch.where(self.r > 0, self.r, 1)[:, None, None]
+        S = None
+        if self.method.needs_slope:
+            slope = work.measure.normal(self.R)
+            cycle.slope.copy_(torch.where(waiting, norm(slope), cycle.slope))
+            cycle.verdict.masked_fill_(waiting & work.measure.flat(norm(slope), self.r), LEAST_SQUARES)
+            S = (work.unscaled(slope) / unit).to(self.X.dtype)
+        mask = waiting[:, None, None]
+        fresh = self.method.begin(work, (self.R / unit).to(self.X.dtype), S)
+        for old, new in zip((*cycle.own, cycle.D), (*fresh, torch.zeros_like(cycle.D)), strict=True):
+            old.copy_(torch.where(mask, new, old))
+        cycle.active.copy_(torch.where(mask, row_norm(self.R) > 0, cycle.active))
+        cycle.start.copy_(torch.where(waiting, self.r, cycle.start))
+        cycle.phase.masked_fill_(waiting, RUNS)
+
+    def _recur(self, runs: Tensor, j: int) -> None:
+        cycle, work, eps = self.cycle, self.work, self.work.measure.eps
+        active = cycle.active & runs[:, None, None]
+        new = self.method.recur(work, cycle.own, active, cycle.D)
+        for old, value in zip(cycle.own, new, strict=True):
+            old.copy_(value)
+        r, s = (t.double() for t in self.method.estimates(cycle.own))
+        target = (0.5 * self.criteria.threshold.clamp(min=0).sqrt() / cycle.start).clamp(min=eps**CYCLE_GAIN)
+        flat = 0.5 * LEAST_SQUARES_UNITS * eps * work.A_norm
+        rows = (r <= (target / max(r.shape[1], 1) ** 0.5)[:, None, None]) | (s <= flat[:, None, None] * r)
+        cycle.active.copy_(cycle.active & ~(rows & active))
+        claims = (norm(r) <= target) | (norm(s) <= flat * norm(r)) | ~cycle.active.any(1)[:, 0]
+        claims &= runs
+        cycle.phase.masked_fill_(claims, CLAIMS)
+        self.claimed_at.masked_fill_(claims, j + 1)
+
+    def _measure(self, due: Tensor, j: int) -> None:
+        """Move X by the correction so far where that does not raise its residual; judge the cycles that claim."""
+        cycle, measure = self.cycle, self.work.measure
+        to = (self.X.double() + cycle.start[:, None, None] * self.work.unscaled(cycle.D).double()).to(self.X.dtype)
+        to = torch.where(due[:, None, None], to, self.X)
+        R = measure.residual(to)
+        r = norm(R)
+        moves = due & (r <= (1 + 10 * measure.eps) * self.r) & to.isfinite().all(-1).all(-1)
+        mask = moves[:, None, None]
+        self.X.copy_(torch.where(mask, to, self.X))
+        cycle.D.copy_(torch.where(mask, 0, cycle.D))
+        self.R, self.r = torch.where(mask, R, self.R), torch.where(moves, r, self.r)
+        ended = due & (cycle.phase == CLAIMS)
+        if not measure.waits and not bool(ended.any()):
+            return
+        cycle.phase.masked_fill_(ended, WAITS)
+        sums, steps_done = self.trace.sums, self.trace.steps_done
+        since = torch.arange(sums.shape[1], device=sums.device) >= self.claimed_at[:, None]
+        since[:, j + 2 :] = False
+        sums.copy_(torch.where(since & ended[:, None], self.r.square()[:, None], sums))
+        fails = ended & (self.r.square() > self.criteria.threshold)
+        if not measure.waits and not bool(fails.any()):
+            return
+        self._judge(fails)
+        over = fails & (cycle.verdict != RUNNING)  # the iterations since the claim did nothing
+        cycle.slots.sub_(torch.where(over, steps_done - self.claimed_at, 0))
+        steps_done.copy_(torch.where(over, self.claimed_at, steps_done))
+
+    def _judge(self, fails: Tensor) -> None:
+        """Only a cycle that believed it had succeeded can show that nothing is left to gain."""
+        cycle, measure, r = self.cycle, self.work.measure, self.r
+        slope = norm(measure.normal(self.R))
+        gained = (r <= 0.5 * cycle.start) | (slope <= 0.5 * cycle.slope)
+        minimum = measure.flat(slope, r)
+        halted = fails & ~gained & ~minimum
+        minimum |= halted & ~measure.at_floor(self.X, r) & measure.flat_at_halt(slope, r, self.X)
+        cycle.verdict.masked_fill_(halted, STAGNATED)
+        cycle.verdict.masked_fill_(fails & minimum, LEAST_SQUARES)
+        if not self.method.needs_slope:  # otherwise the next start measures it
+            cycle.slope.copy_(torch.where(fails, slope, cycle.slope))
+
+
+def scratch(problem: Problem, *columns: int) -> tuple[Tensor, ...]:
+    """Zeros ``[B, m, columns]`` in the dtype of X."""
+    options: dict[str, Any] = {"dtype": problem.dtype, "device": problem.device}
+    return tuple(torch.zeros(problem.size, problem.m, count, **options) for count in columns)

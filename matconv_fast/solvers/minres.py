@@ -1,0 +1,88 @@
+"""MINRES: the least residual over a Krylov space of a symmetric M, by the Lanczos recursion.
+
+Paige and Saunders, SIAM J. Numer. Anal. 12, 1975.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels.contract import BREAKDOWN, RUNNING
+from ..problem import Problem
+from .krylov import Krylov, Work, ratio, row_norm, scratch
+from .measure import is_symmetric
+from .solver import Ending
+
+
+@dataclass(frozen=True)
+class MINRES(Krylov):
+    """For a symmetric M, definite or not, at one product an iteration, half the cost of `LSQR`.
+
+    It takes about ``kappa log(1 / rtol)`` iterations at most, and the root of that where M is definite; kappa is the
+    condition number of M. Each row of X is a problem of its own. `X` moves after 1, 4, 16 and multiples of 32
+    iterations, and at the stop; the residual never rises. For a singular M it finds a least-squares solution, but not
+    always the one of smallest norm, which `LSQR` finds.
+
+    It ends a problem as `LSQR` does, and as BREAKDOWN where M is not symmetric: where
+    ``max|M - M^T| > 8 eps max|M|``.
+
+    Raises:
+        ValueError: M is not square.
+
+    Example:
+        >>> import torch, matconv_fast as mcf
+        >>> M = torch.tensor([[2.0, 1.0], [1.0, -3.0]])
+        >>> mcf.solve(M, torch.tensor([[1.0, 4.0]]), solver=mcf.MINRES()).X
+        tensor([[ 1., -1.]])
+    """
+
+    def init(self, problem: Problem, X: Tensor) -> tuple[Tensor, ...]:
+        """See `Cycle`."""
+        if problem.n != problem.p:
+            raise ValueError(f"MINRES needs a symmetric M, got [{problem.n}, {problem.p}]; use LSQR()")
+        return super().init(problem, X)
+
+    def refuse(self, work: Work) -> Tensor:
+        """See `Krylov`."""
+        return torch.where(is_symmetric(work.A), RUNNING, BREAKDOWN)
+
+    def memory(self, problem: Problem) -> tuple[Tensor, ...]:
+        """Two residuals of the Lanczos recursion, two directions, and eight scalars."""
+        return scratch(problem, *[problem.n] * 4, 8)
+
+    def begin(self, work: Work, R: Tensor, S: Tensor | None) -> tuple[Tensor, ...]:
+        """See `Krylov`."""
+        beta, zero = row_norm(R), torch.zeros_like(R)
+        none = torch.zeros_like(beta)
+        scalars = torch.cat([none, beta, none, none, none - 1, none, beta, none + torch.inf], -1)
+        return -R, -R, zero, zero, scalars
+
+    def recur(self, work: Work, own: tuple[Tensor, ...], active: Tensor, D: Tensor) -> tuple[Tensor, ...]:
+        """See `Krylov`."""
+        r1, r2, w2, w, scalars = own  # each is copied over the one before, so the order matters
+        oldb, beta, dbar, epsln, cs, sn, phibar, _ = scalars.split(1, -1)
+        v = ratio(r2, beta)
+        y = v @ work.A - ratio(beta, oldb) * r1
+        alpha = (v * y).sum(-1, keepdim=True)
+        y = y - alpha * v
+        oldb, beta = beta, row_norm(y)
+        delta, gbar = cs * dbar + sn * alpha, sn * dbar - cs * alpha
+        oldeps, epsln, dbar = epsln, sn * beta, -cs * beta
+        slope = phibar * torch.hypot(gbar, dbar)  # of the iterate before
+        gamma = torch.hypot(gbar, beta)
+        cs, sn = ratio(gbar, gamma), ratio(beta, gamma)
+        direction = ratio(v - oldeps * w2 - delta * w, gamma)
+        D.add_(torch.where(active, cs * phibar * direction, 0))
+        now = torch.cat([oldb, beta, dbar, epsln, cs, sn, sn * phibar, slope], -1)
+        return r2, y, w, direction, torch.where(active, now, scalars)
+
+    def estimates(self, own: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """See `Krylov`."""
+        return own[4][..., 6:7], own[4][..., 7:8]
+
+    def explain(self, problem: Problem, ending: Ending) -> str:
+        """See `Solver`."""
+        return "M is not symmetric; use LSQR()" if ending.status == BREAKDOWN else ""
