@@ -25,9 +25,9 @@ _GRADIENT = {
     ("ieee", 32): RowTile(64, 32, 16, 4),  # 128
     ("ieee", 64): RowTile(64, 64, 16, 8, all_registers=True),  # 208; without the option, 16 bytes on sm_90
     ("ieee", 128): RowTile(32, 128, 16, 4),  # 212; 64 rows in 8 warps spill 32 bytes on sm_100
-    ("ieee", 256): RowTile(32, 256, 32, 8),  # 233; BP 16 spills 32 bytes on sm_100
+    ("ieee", 256): RowTile(32, 256, 16, 16),  # 120; 8 warps spill 32 bytes on sm_100
 }
-_GRADIENT_GFX942 = {("ieee", 256): RowTile(32, 256, 16, 8)}  # 240; BP 32 spills 656 bytes
+_GRADIENT_GFX942 = {("ieee", 256): RowTile(32, 256, 16, 8)}  # 240; 16 warps spill 388 bytes
 
 
 def gradient(m: int, n: int, p: int, precision: str) -> RowTile | None:
