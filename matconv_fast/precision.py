@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -29,10 +30,15 @@ class Precision:
     @classmethod
     def of(cls, dtype: torch.dtype, device: torch.device) -> Precision:
         """For inputs of ``dtype``. Triton multiplies bfloat16 and float16 as they are; CPUs convert them to float32."""
-        state = state_dtype(dtype)
-        return cls(dtype, dtype if backend.of(device.type) == "triton" else state, state)
+        return _precision(dtype, backend.of(device.type))
 
     @property
     def eps(self) -> float:
         """The unit of rounding of the residual."""
         return torch.finfo(self.operands).eps
+
+
+@functools.cache
+def _precision(dtype: torch.dtype, backend_name: str) -> Precision:
+    state = state_dtype(dtype)
+    return Precision(dtype, dtype if backend_name == "triton" else state, state)

@@ -111,7 +111,8 @@ def _rows(values: tuple[float | Tensor, ...], size: int, device: torch.device) -
     """``[H, size]`` float64. Numbers alone take one operator, a quarter of the time of the others."""
     if not any(isinstance(value, Tensor) for value in values):
         column = torch.tensor([[value] for value in values], dtype=torch.float64, device="cpu")
-        column = column.to(device, non_blocking=True)
+        if device.type != "cpu":
+            column = column.to(device, non_blocking=True)
         return column if size == 1 else column.expand(-1, size).contiguous()
     whole = torch.ones(size, dtype=torch.float64, device=device)
     return torch.stack([whole * value for value in values])
