@@ -74,7 +74,7 @@ build/triton-%/.installed: constraints.txt
 	PATH="$(abspath $(@D)/bin):$$PATH" $(@D)/bin/pip install --quiet --no-build-isolation --no-deps -e .
 	touch $@
 
-lint: $(VENV)/.built $(VENV)/.linters
+lint: $(VENV)/.built $(VENV)/.testers $(VENV)/.linters  ## style, and types: pyright looks the tests' packages up
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(EXTENSION) $(EXTENSION_TESTS)
@@ -138,6 +138,6 @@ $(VENV)/.benchers: $(VENV)/.testers
 	$(BIN)/pip install --quiet -c constraints.txt jax
 	touch $@
 
-$(VENV)/.linters: $(VENV)/.installed
+$(VENV)/.linters: $(VENV)/.testers
 	$(BIN)/pip install --quiet -c constraints.txt ruff pyright clang-format build
 	touch $@
