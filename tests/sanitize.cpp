@@ -16,9 +16,14 @@
 #include "../kernels/cpu/finish_chunk.h"
 #include "../kernels/cpu/kernels.h"
 
+// Weak: the Makefile links those that it compiled.
 namespace mcf {
-const Kernels& wide_kernels();
-}
+const Kernels& wide_kernels() __attribute__((weak));
+#if defined(__x86_64__)
+const Kernels& avx2_kernels() __attribute__((weak));
+const Kernels& avx512_kernels() __attribute__((weak));
+#endif
+}  // namespace mcf
 
 namespace {
 
@@ -362,11 +367,13 @@ void chunks() {
 }  // namespace
 
 int main() {
-  std::vector<const mcf::Kernels*> sets = {&mcf::generic_kernels(), &mcf::wide_kernels()};
+  std::vector<const mcf::Kernels*> sets = {&mcf::generic_kernels()};
+  if (mcf::wide_kernels) sets.push_back(&mcf::wide_kernels());
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(&mcf::avx2_kernels());
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw"))
+  if (mcf::avx2_kernels && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    sets.push_back(&mcf::avx2_kernels());
+  if (mcf::avx512_kernels && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
     sets.push_back(&mcf::avx512_kernels());
 #endif
   for (const mcf::Kernels* kernels : sets) {
