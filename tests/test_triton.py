@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 import matconv_fast as mcf
 from matconv_fast import _reference
 from matconv_fast._ops import backend
+from matconv_fast._ops.advance import definition
 from matconv_fast.kernels.contract import LOSSES, ORDS, Shape, StopCriteria, Trace, state_dtype
 
 ON_GPU = torch.cuda.is_available() and not backend.INTERPRETED
@@ -40,7 +41,8 @@ DEVICE = "cuda" if ON_GPU else "cpu"
 STEPS = 2
 MADE = 3  # updates before
 # Hyperparameters of each rule; the first is lr, which a test scales to its loss.
-HYPER = {"heavy_ball": (1.0, 0.8), "adam": (1.0, 0.9, 0.99, 1e-8)}
+HYPER = {"adam": (1.0, 0.9, 0.99, 1e-8)}
+LR_AND_MOMENTUM = 1.0, 0.8  # of the rules that are not in HYPER
 SHAPES = {
     "small": [(1, 1, 1), (15, 16, 17), (16, 16, 16), (17, 15, 63), (64, 63, 33)],
     "rows": [(65, 65, 130), (17, 63, 65), (130, 128, 48), (20, 256, 40), (1, 130, 15), (16, 15, 17)],
@@ -95,11 +97,16 @@ def problem(batch, m, n, p, dtype, *, shared=False, states=1):
 
 
 def update(rule, X, state, G, hyper, number):
-    """Each rule as its paper has it."""
+    """Rules as their papers have them; others as their solver has them, which test_conformance.py compares."""
     if rule == "heavy_ball":
         lr, momentum = hyper
         V = momentum * state[0] + G
         return X - lr * V, [V]
+    if rule != "adam":
+        rows = torch.tensor(hyper, dtype=torch.float64, device=X.device)[:, None]
+        step = torch.full((1, 1, 1), float(number), dtype=torch.float64, device=X.device)
+        X, state = definition(rule)(rows)(X, tuple(state), G, step)
+        return X, list(state)
     lr, beta1, beta2, eps = hyper
     first = beta1 * state[0] + (1 - beta1) * G
     second = beta2 * state[1] + (1 - beta2) * G * G
@@ -123,7 +130,8 @@ def plain(rule, X, state, M, Y, hyper, loss, steps):
 
 
 def hyper_of(rule, lr):
-    return lr * HYPER[rule][0], *HYPER[rule][1:]
+    first, *rest = HYPER.get(rule, LR_AND_MOMENTUM)
+    return lr * first, *rest
 
 
 def advance(algorithm, X, state, M, Y, hyper, loss, steps, *, rule="heavy_ball", limit=None, threshold=-1.0):

@@ -75,7 +75,7 @@ def launch_finish_chunk(
     updates: Tensor, status: Tensor, replay_to: Tensor, counts: Tensor,
 ) -> None:  # fmt: skip
     """``matconv_fast::finish_chunk``."""
-    torch.arange(0, -2, -1, out=counts)  # 0 and -1 in one launch, from constants of the host
+    torch.arange(0, -2, -1, out=counts, device=counts.device)  # 0 and -1 in one launch, from constants of the host
     batch, columns = sums.shape
     _finish_chunk_kernel[batch,](
         (sums, steps_done), (threshold, Y_squares, bail), (last, best, updates, status, replay_to), counts, columns,

@@ -55,13 +55,20 @@ def register_rule(name: str, bind: Callable[[Tensor], _reference.Update]) -> Non
     _rules[name] = bind
 
 
+def definition(rule: str) -> Callable[[Tensor], _reference.Update]:
+    """What `register_rule` was given for a rule."""
+    if rule not in _rules:
+        raise ValueError(f"rule must be one of {', '.join(sorted(_rules))}, got {rule!r}")
+    return _rules[rule]
+
+
 def _by_reference(*arguments: object) -> None:
     """The arguments of the operator, for ``_reference.advance``."""
     descent = Descent(*arguments[:9])  # type: ignore[arg-type]
     criteria, trace = StopCriteria(*arguments[9:12]), Trace(*arguments[12:14])  # type: ignore[arg-type]
-    if descent.rule not in _rules:
-        raise ValueError(f"rule must be one of {', '.join(sorted(_rules))}, got {descent.rule!r}")
-    one_step = _reference.gradient_step(_rules[descent.rule](descent.hyper), descent.M, descent.scale, descent.coupled)
+    one_step = _reference.gradient_step(
+        definition(descent.rule)(descent.hyper), descent.M, descent.scale, descent.coupled
+    )
     _reference.advance(
         one_step, lambda X: _reference.batched_residual(X, descent.M, descent.Y), descent.X, descent.state,
         descent.step, criteria, trace,
