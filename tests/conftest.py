@@ -17,7 +17,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Set MATCONV_FAST_BACKEND as if the process had just started: it is read once, and a warning is given once."""
 
     def forget() -> None:
-        for cached in ("forced", "has_native", "has_kernels", "of", "announce"):
+        for cached in ("forced", "has_native", "of", "announce"):
             getattr(backend_module, cached).cache_clear()
 
     def set_to(value: str) -> None:

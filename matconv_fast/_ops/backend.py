@@ -184,12 +184,6 @@ def of(device_type: str) -> str:
     return "reference"
 
 
-@functools.cache
-def has_kernels() -> bool:
-    """Whether any device has kernels; if not, the operators, whose fallback is slow to reach, are not called."""
-    return forced() == "triton" or has_native() or (forced() is None and torch.cuda.is_available())
-
-
 def takes_nothing(*_: Any) -> None:
     """The fast path of devices that have none."""
 
