@@ -149,6 +149,11 @@ class Problem:
         return self.precision.state
 
     @property
+    def loss_code(self) -> int:
+        """What operators call the loss."""
+        return LOSSES.index(self.loss)
+
+    @property
     def coupled(self) -> bool:
         """Whether the loss couples the rows of X, as the norm ``fro`` does."""
         return self.loss == "fro"

@@ -64,6 +64,9 @@ def samples(name, kind):
             (sums, torch.tensor([3, 4]), 0, 1, 0, 12, torch.float32),
             (sums, torch.tensor([14, 15]), 5, 3, 2, 12, torch.float64),
         ],
+        "end_run": [
+            (vector(2.0), vector(3, torch.int64), vector(0, torch.int64), X, X.shape[:1], loss, 12) for loss in (0, 2)
+        ],
         "finish_chunk": [
             (
                 torch.rand(2, 4).double(), steps, vector(0.1), vector(1.0), vector(10.0), vector(1.0), vector(1.0),
@@ -85,6 +88,7 @@ NAMES = [
     "start_run",
     "loss_history",
     "finish_chunk",
+    "end_run",
 ]
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -139,7 +143,7 @@ def test_strides_change_no_result(name, kind):
 
 def test_fake_tensors_have_the_shapes_and_dtypes_of_the_results():
     with FakeTensorMode() as mode:
-        for name in ("residual_loss", "distance", "heavy_ball_step_", "start_run", "loss_history"):
+        for name in ("residual_loss", "distance", "heavy_ball_step_", "start_run", "loss_history", "end_run"):
             for arguments in samples(name, "compact"):
                 fake = [mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for t in arguments]
                 found = getattr(OPS, name)(*fake)
@@ -190,7 +194,7 @@ def test_the_schemas_promise_what_is_returned():
         if name in OPTIONAL:
             assert returns == ["Optional[Tensor]"]
         else:
-            assert returns == ["Tensor"] * {"advance": 0, "finish_chunk": 0, "start_run": 10}.get(name, 1)
+            assert returns == ["Tensor"] * {"advance": 0, "finish_chunk": 0, "start_run": 10, "end_run": 4}.get(name, 1)
 
 
 def test_a_step_writes_to_views_in_place():

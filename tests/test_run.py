@@ -1,4 +1,4 @@
-"""A run before, between and after its chunks: `start_run`, `finish_chunk`, `loss_history`, on each backend.
+"""A run before, between and after its chunks: `start_run`, `finish_chunk`, `loss_history`, `end_run`, on each backend.
 
 The fields of a `Standing` and of a `Trace` cross the operators one by one; a test checks their order.
 """
@@ -219,3 +219,22 @@ def test_the_norm_of_Y_does_not_depend_on_the_threads(native, generator):
         found.append(started("cpu", Y).Y_squares)
     torch.set_num_threads(threads)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3), (0,), (3, 0), (1, 1, 1)])
+def test_end_run_is_one_function_and_shares_no_memory(native, shape, loss, dtype):
+    batch = math.prod(shape)
+    last = torch.tensor([4.0, 0.0, NAN, INF, 1e-300, 2.0], dtype=torch.float64)[:batch]
+    iterations, status = torch.arange(10, 10 + batch), torch.arange(batch) % 4
+    X = torch.empty(batch, 2, 3, dtype=dtype)
+    arguments = last, iterations, status, X, list(shape), LOSSES.index(loss), 6
+    reference, found = _reference.end_run(*arguments), OPS.end_run(*arguments)
+    for a, b in zip(found, reference, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype) == (torch.Size(shape), b.dtype)
+        torch.testing.assert_close(a, b, rtol=1e-15, atol=0, equal_nan=True)
+        assert a.is_contiguous()
+    inputs = {t.data_ptr() for t in (last, iterations, status) if batch}
+    assert not inputs & {t.data_ptr() for t in (*found, *reference)}
+    assert found[0].dtype == dtype

@@ -1,5 +1,5 @@
-// `start_run`, `finish_chunk` and `loss_history`: a run before, between and after its chunks. Contracts in
-// matconv_fast/_reference.py.
+// `start_run`, `finish_chunk`, `loss_history` and `end_run`: a run before, between and after its chunks. Contracts in
+// matconv_fast/_reference/run.py.
 #include <tuple>
 #include <vector>
 
@@ -161,6 +161,26 @@ Tensor loss_history(const Tensor& sums, const Tensor& updates, int64_t begin, in
   return losses;
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> end_run(const Tensor& last, const Tensor& iterations, const Tensor& status,
+                                                   const Tensor& X, const std::vector<int64_t>& shape, int64_t loss,
+                                                   int64_t elements) {
+  const int64_t batch = status.size(0);
+  check(last, ScalarType::Double, batch, "end_run");
+  for (const Tensor* t : {&iterations, &status}) check(*t, ScalarType::Long, batch, "end_run");
+  const auto made = [&](const Tensor& like) { return empty_like(like, shape.data(), shape.size()); };
+  const Tensor losses = made(X), norms = made(last), iterations_made = made(iterations), status_made = made(status);
+  STD_TORCH_CHECK(X.is_cpu() && losses.numel() == batch, "end_run: the shape must be that of the batch");
+  with_dtype(X.scalar_type(), "end_run", [&](auto zero) {
+    typedef decltype(zero) T;
+    for (int64_t b = 0; b < batch; ++b)
+      write<T>(losses)[b] = static_cast<T>(loss_of(read<double>(last)[b], loss, elements));
+  });
+  for (int64_t b = 0; b < batch; ++b) write<double>(norms)[b] = std::sqrt(read<double>(last)[b]);
+  std::copy_n(read<int64_t>(iterations), batch, write<int64_t>(iterations_made));
+  std::copy_n(read<int64_t>(status), batch, write<int64_t>(status_made));
+  return {losses, norms, iterations_made, status_made};
+}
+
 }  // namespace
 }  // namespace mcf
 
@@ -168,4 +188,5 @@ STABLE_TORCH_LIBRARY_IMPL(matconv_fast, CPU, m) {
   m.impl("start_run", TORCH_BOX(&mcf::start_run));
   m.impl("finish_chunk", TORCH_BOX(&mcf::finish_chunk_op));
   m.impl("loss_history", TORCH_BOX(&mcf::loss_history));
+  m.impl("end_run", TORCH_BOX(&mcf::end_run));
 }

@@ -9,7 +9,7 @@ from .advance import Descent, advance, register_rule
 from .distance import distance, try_distance
 from .losses import loss_and_gradient, residual_loss, try_residual_loss
 from .plan import Plan, plan_rule
-from .run import finish_chunk, loss_history, start_run
+from .run import end_run, finish_chunk, loss_history, start_run
 from .step import heavy_ball_step_, try_heavy_ball_step, try_heavy_ball_step_
 
 backend.load_native()
@@ -20,6 +20,7 @@ __all__ = [
     "advance",
     "backend",
     "distance",
+    "end_run",
     "finish_chunk",
     "heavy_ball_step_",
     "loss_and_gradient",

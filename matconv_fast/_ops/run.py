@@ -1,4 +1,4 @@
-"""``matconv_fast::start_run``, ``finish_chunk`` and ``loss_history``: a run before, between and after its chunks.
+"""``matconv_fast::start_run``, ``finish_chunk``, ``loss_history`` and ``end_run``: a run around its chunks.
 
 Each is one call where PyTorch takes up to two dozen operators, most of the fixed cost of a small solve.
 """
@@ -27,6 +27,10 @@ _library.define(
     "loss_history(Tensor sums, Tensor updates, int begin, int every, int loss, int elements, ScalarType dtype) "
     "-> Tensor"
 )
+_library.define(
+    "end_run(Tensor last, Tensor iterations, Tensor status, Tensor X, int[] shape, int loss, int elements) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
 
 
 def _finish_by_reference(*tensors: Tensor) -> None:
@@ -42,11 +46,11 @@ _finish_by_triton = backend.on_its_device(
 _library.impl("finish_chunk", _finish_by_reference, "CompositeExplicitAutograd")
 _library.impl("finish_chunk", _finish_by_triton, "CUDA")
 torch.library.register_fake("matconv_fast::finish_chunk", lambda *_: None, lib=_library)
-for _name in ("start_run", "loss_history"):
+for _name in ("start_run", "loss_history", "end_run"):
     _library.impl(_name, getattr(_reference, _name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"matconv_fast::{_name}", getattr(_reference, _name), lib=_library)
-_START, _FINISH, _LOSSES = (
-    getattr(torch.ops.matconv_fast, name).default for name in ("start_run", "finish_chunk", "loss_history")
+_START, _FINISH, _LOSSES, _END = (
+    getattr(torch.ops.matconv_fast, name).default for name in ("start_run", "finish_chunk", "loss_history", "end_run")
 )
 
 
@@ -76,3 +80,11 @@ def loss_history(
     """See ``_reference.loss_history``."""
     function = _LOSSES if backend.of(sums.device.type) == "cpu" else _reference.loss_history
     return function(sums, updates, begin, every, loss, elements, dtype)
+
+
+def end_run(
+    last: Tensor, iterations: Tensor, status: Tensor, X: Tensor, shape: torch.Size, loss: int, elements: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See ``_reference.end_run``."""
+    function = _END if backend.of(last.device.type) == "cpu" else _reference.end_run
+    return function(last, iterations, status, X, shape, loss, elements)

@@ -19,7 +19,7 @@ from .losses import (
     residual,
     residual_loss,
 )
-from .run import Standing, finish_chunk, loss_history, norms, start_run, tolerances
+from .run import Standing, end_run, finish_chunk, loss_history, norms, start_run, tolerances
 
 __all__ = [
     "Standing",
@@ -29,6 +29,7 @@ __all__ = [
     "batched_gradient",
     "batched_residual",
     "distance",
+    "end_run",
     "finish_chunk",
     "gradient_scale",
     "gradient_step",

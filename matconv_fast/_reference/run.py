@@ -1,4 +1,4 @@
-"""A run before, between and after its chunks: `start_run`, `finish_chunk`, `loss_history`."""
+"""A run before, between and after its chunks: `start_run`, `finish_chunk`, `loss_history`, `end_run`."""
 
 from __future__ import annotations
 
@@ -148,3 +148,21 @@ def loss_history(
     made = begin + every * torch.arange(sums.shape[1], device=sums.device)
     visited = torch.where(made <= updates[:, None], sums, torch.nan)
     return loss_of_sums(visited, LOSSES[loss], elements).to(dtype)
+
+
+def end_run(
+    last: Tensor, iterations: Tensor, status: Tensor, X: Tensor, shape: torch.Size, loss: int, elements: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a user is told: losses, residual norms, iterations and status codes, none of which shares memory with a run.
+
+    Args:
+        last: ``[B]`` float64, ``||R||^2`` of the last iterate.
+        iterations: ``[B]`` int64.
+        status: ``[B]`` int64.
+        X: of the dtype that losses have.
+        shape: the user's batch shape, of B elements.
+        loss: index into `LOSSES`.
+        elements: of a residual.
+    """
+    losses = loss_of_sums(last, LOSSES[loss], elements).to(X.dtype, copy=True)
+    return losses.view(shape), last.sqrt().view(shape), iterations.clone().view(shape), status.clone().view(shape)

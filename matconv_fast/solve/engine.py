@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import _checks
+from .. import _checks, _ops
 from .._ops import backend
 from ..problem import Problem, Source
 from ..solvers import Factor, HeavyBall, Refinement, Solver
@@ -137,13 +137,15 @@ def _refuse_transforms(M: Tensor | None, Y: Tensor | None) -> None:
 
 def _solution(problem: Problem, options: Options, start: Checkpoint, outcome: chain.Outcome) -> Solution:
     end, batch = outcome.end, problem.batch
-    sums = end.last.view(batch)
+    loss, residual_norm, iterations, status = _ops.end_run(
+        end.last, end.iterations, end.status, end.X, batch, problem.loss_code, problem.m * problem.p
+    )
     return Solution(
         X=problem.of_user(end.X.clone()),  # a copy, which the user may modify
-        loss=problem.loss_of(sums),
-        residual_norm=sums.sqrt(),
-        iterations=end.iterations.clone().view(batch),
-        status=end.status.clone().view(batch),
+        loss=loss,
+        residual_norm=residual_norm,
+        iterations=iterations,
+        status=status,
         history=outcome.history.view(*batch, outcome.history.shape[1]),
         method=outcome.method,
         state=end,

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .._ops import loss_history
-from ..kernels.contract import LOSSES
 from ..problem import Problem
 
 
@@ -40,10 +39,12 @@ class History:
         if first > 0 or end < sums.shape[1] or self.every > 1:
             sums = sums[:, first : max(end, first) : self.every]
         if sums.shape[1]:
-            problem, code = self.problem, LOSSES.index(self.problem.loss)
-            elements = problem.m * problem.p
-            piece = loss_history(sums, updates, done + first, self.every, code, elements, problem.dtype)
-            self.pieces.append(piece)
+            problem = self.problem
+            self.pieces.append(
+                loss_history(
+                    sums, updates, done + first, self.every, problem.loss_code, problem.m * problem.p, problem.dtype
+                )
+            )
 
     def finish(self, updates: Tensor, last: Tensor) -> Tensor:
         """Losses ``[B, H]``, as long as the longest run, NaN past the end of the others.

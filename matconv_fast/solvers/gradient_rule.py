@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from array import array
 from typing import TypeVar
 
 import torch
@@ -110,7 +111,7 @@ class GradientRule(Solver):
 def _rows(values: tuple[float | Tensor, ...], size: int, device: torch.device) -> Tensor:
     """``[H, size]`` float64. Numbers alone take one operator, a quarter of the time of the others."""
     if not any(isinstance(value, Tensor) for value in values):
-        column = torch.tensor([[value] for value in values], dtype=torch.float64, device="cpu")
+        column = torch.frombuffer(array("d", values), dtype=torch.float64).view(-1, 1)  # torch.tensor: 3 us more
         if device.type != "cpu":
             column = column.to(device, non_blocking=True)
         return column if size == 1 else column.expand(-1, size).contiguous()
