@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import triton
 from kernel_binary import Binary, compile_launch, faults
-from kernel_launches import TARGETS, Launch
+from kernel_launches import RULES, TARGETS, Launch
 from kernel_shapes import missing, reachable, record, unused_entries, unused_kernels
 from kernel_table import config, markdown, rows, text
 
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; default: %(default)s")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, too")
     parser.add_argument("--thorough", action="store_true", help="every mix of sizes of the small algorithm")
-    parser.add_argument("--once", action="store_true", help="one launch of each block shape, not every alignment of it")
+    parser.add_argument("--once", action="store_true", help="one launch of each block shape, not every alignment and rule")
     options = parser.parse_args()
     targets = options.targets.split(",")
     if unknown := set(targets) - set(TARGETS):
@@ -54,8 +54,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as cache:
         os.environ.setdefault("TRITON_CACHE_DIR", cache)  # a new one: cached binaries take no time
         launches = [launch for target in targets for launch in record(target, thorough=options.thorough)]
-        launches = [launch for launch in launches if re.search(options.kernels, launch.kernel)]
-        launches = first_of_each(launches) if options.once else launches
+        recorded = [launch for launch in launches if re.search(options.kernels, launch.kernel)]
+        launches = first_of_each(recorded) if options.once else recorded
         binaries = compile_all(launches, options.jobs)
     table = rows(zip(launches, binaries, strict=True))
     print(text(table, targets))
@@ -64,7 +64,7 @@ def main() -> int:
         for launch, binary in zip(launches, binaries, strict=True)
         for fault in faults(launch, binary)
     ]
-    failures += uncompiled(launches, targets, options.kernels)
+    failures += uncompiled(recorded, targets, options.kernels)
     print(f"{len(launches)} binaries in {time.perf_counter() - start:.0f} s, {len(failures)} faults")
     print("\n".join(failures))
     if options.markdown:
@@ -74,12 +74,18 @@ def main() -> int:
 
 
 def first_of_each(launches: list[Launch]) -> list[Launch]:
-    """One for each kernel, block shape, precision and target; fp16 is the same code as bf16 but for the rounding."""
-    found: dict[tuple[str, ...], Launch] = {}
+    """One for each kernel, block shape, precision and target, and of each rule for each kernel and target.
+
+    fp16 is the same code as bf16 but for the rounding, and rules with as many state matrices differ in a few operations
+    on registers.
+    """
+    found: dict[tuple[object, ...], Launch] = {}
     for launch in launches:
-        precision = launch.precision.replace("fp16", "bf16")
-        found.setdefault((launch.target, launch.kernel, precision, config(launch)), launch)
-    return list(found.values())
+        rule = launch.constants.get("RULE", "")
+        shape = config(launch).replace(rule, str(RULES[rule].states)) if rule else config(launch)
+        found.setdefault((launch.target, launch.kernel, launch.precision.replace("fp16", "bf16"), shape), launch)
+        found.setdefault((launch.target, launch.kernel, rule), launch)
+    return list({id(launch): launch for launch in found.values()}.values())
 
 
 def compile_all(launches: list[Launch], jobs: int) -> list[Binary]:
@@ -94,7 +100,7 @@ def compile_all(launches: list[Launch], jobs: int) -> list[Binary]:
 
 
 def uncompiled(launches: list[Launch], targets: list[str], kernels: str) -> list[str]:
-    """Block shapes and kernels of a target that were not compiled for it, and block shapes that no target uses."""
+    """Block shapes and kernels that no launch recorded for a target has, and block shapes that no target uses."""
     found = []
     asked = set()
     for target in targets:
