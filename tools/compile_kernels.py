@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; default: %(default)s")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, too")
     parser.add_argument("--thorough", action="store_true", help="every mix of sizes of the small algorithm")
-    parser.add_argument("--once", action="store_true", help="one launch of each block shape, not every alignment and rule")
+    parser.add_argument("--once", action="store_true", help="one launch of each block shape, not all of its alignments")
     options = parser.parse_args()
     targets = options.targets.split(",")
     if unknown := set(targets) - set(TARGETS):
