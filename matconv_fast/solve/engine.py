@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from .. import _checks, _ops
 from .._ops import backend
 from ..problem import Problem, Source
-from ..solvers import Factor, HeavyBall, Refinement, Solver
+from ..solvers import Auto, Factor, Refinement, Solver
 from . import chain, implicit
 from .checkpoint import Checkpoint
 from .options import Options
@@ -44,7 +44,7 @@ def solution_of(
             start = _resume(problem, options, solver, X0)
             solver = solver or start.solver
         else:
-            solver = solver or HeavyBall()
+            solver = solver or Auto()
             start = _fresh(problem, solver, X0)
         solution = _solution(problem, options, start, chain.run(problem, solver, options, start))
     if backend.records_grad(M, Y):

@@ -30,7 +30,7 @@ def solve(
     progress: bool = False,
     throw: bool = False,
 ) -> Solution:
-    """Iterate X until ``||X @ M - Y||_F <= max(atol, rtol ||Y||_F)``, in one call.
+    """Find X with ``||X @ M - Y||_F <= max(atol, rtol ||Y||_F)``, in one call.
 
     Finds X with ``X @ M = Y``, M on the right. For ``M @ X = Y``, as in ``torch.linalg.solve(M, Y)``, pass
     ``left=True``. A problem stops at the first iterate that meets its tolerance, whatever `check_every` is. The
@@ -46,8 +46,8 @@ def solve(
         M: ``[*, n, p]``, floating-point, or None for the identity; or a `Factor`, made by `factorize`.
         Y: ``[*, m, p]``, or None for the identity. Leading dimensions broadcast.
         X0: where to start: ``[*, m, n]``, zeros if None; or a `Solution`, to continue exactly from its state.
-        solver: a `Solver` such as `HeavyBall`, `Adam` or `Auto`, or one of your own; None is ``HeavyBall()``, with an
-            estimated step size.
+        solver: a `Solver` such as `HeavyBall` or `Adam`, or one of your own; None is ``Auto()``, which chooses a
+            direct or a Krylov method.
         loss: ``"mse"``, ``"sse"`` or ``"fro"``, which the solver minimizes; see `residual_loss`. The tolerance is on
             ``||R||_F`` for every loss.
         atol: absolute tolerance.
