@@ -87,10 +87,12 @@ class Problem:
         batch: the user's batch shape; its number of elements is B, `size`.
         m: rows of X.
         n: columns of X.
-        p: columns of Y.
+        p: columns of M and Y; with a ridge, n of them are those that stand for it.
         precision: the dtypes of M and Y, of X, and of sums.
         identity: whether Y is the identity because the user passed None.
-        sources: M and Y as the user passed them.
+        sources: M, Y and a ridge tensor as the user passed them.
+        ridge: a number, or ``[1 or B]`` float64. Where there is one, M is ``[M, sqrt(ridge) I]`` and Y is ``[Y, 0]``,
+            whose ``||R||^2`` is ``||X M - Y||^2 + ridge ||X||^2`` of the user's.
 
     Example:
         >>> import torch, matconv_fast as mcf
@@ -109,10 +111,19 @@ class Problem:
     p: int
     precision: Precision
     identity: bool
-    sources: tuple[Source, Source]
+    sources: tuple[Source, ...]
+    ridge: float | Tensor = 0.0
 
     @classmethod
-    def of(cls, M: Tensor | None, Y: Tensor | None, X0: Tensor | None, loss: str, left: bool) -> Problem:
+    def of(
+        cls,
+        M: Tensor | None,
+        Y: Tensor | None,
+        X0: Tensor | None,
+        loss: str,
+        left: bool,
+        ridge: float | Tensor = 0.0,
+    ) -> Problem:
         """Check the user's tensors and bring them into shape; ``left`` transposes the equation."""
         _checks.choice("loss", loss, LOSSES)
         given = ("M", M), ("Y", Y), ("X0", X0)
@@ -131,7 +142,42 @@ class Problem:
         operand = precision.operands
         flat_M = None if M is None else _flatten(M, batch, operand)
         flat_Y = torch.eye(m, p, dtype=operand, device=first.device)[None] if Y is None else _flatten(Y, batch, operand)
-        return cls(flat_M, flat_Y, loss, left, batch, m, n, p, precision, Y is None, sources)
+        problem = cls(flat_M, flat_Y, loss, left, batch, m, n, p, precision, Y is None, sources)
+        return problem if type(ridge) is float and ridge == 0 else problem._with_ridge(ridge)
+
+    def _with_ridge(self, ridge: float | Tensor) -> Problem:
+        """The same equation with a ridge: n more columns, ``sqrt(ridge) I`` of M and 0 of Y."""
+        _checks.hyperparameter("ridge", ridge, minimum=0)
+        if isinstance(ridge, Tensor):
+            _checks.per_problem("ridge", ridge, self.batch, self.device)
+            source = Source.of(_in_memory("ridge", ridge))
+            ridge = ridge.detach().to(self.device, torch.float64)
+            ridge = ridge.reshape(1) if ridge.ndim == 0 else ridge.expand(self.batch).reshape(self.size)
+            root = ridge.sqrt()[:, None, None]
+        elif ridge == 0:
+            return self
+        else:
+            source, root = Source.of(None), ridge**0.5
+        like = {"dtype": self.Y.dtype, "device": self.device}
+        eye = torch.eye(self.n, **like)[None]
+        block = (root * eye).to(self.Y.dtype)
+        M = eye if self.M is None else self.M
+        count = max(len(M), len(block)) if self.size else min(len(M), len(block))
+        M = torch.cat([M.expand(count, -1, -1), block.expand(count, -1, -1)], -1)
+        Y = torch.cat([self.Y, torch.zeros(len(self.Y), self.m, self.n, **like)], -1)
+        return replace(
+            self, M=M, Y=Y, p=self.p + self.n, identity=False, sources=(*self.sources, source), ridge=ridge
+        )  # fmt: skip
+
+    @property
+    def has_ridge(self) -> bool:
+        """Whether M and Y have the columns that stand for a ridge."""
+        return isinstance(self.ridge, Tensor) or self.ridge > 0
+
+    @property
+    def columns(self) -> int:
+        """Columns of the user's M and Y, which a ridge adds n to."""
+        return self.p - self.n if self.has_ridge else self.p
 
     @property
     def size(self) -> int:
@@ -161,7 +207,12 @@ class Problem:
     @property
     def scale(self) -> float:
         """The factor c in ``gradient = c R M^T``."""
-        return _reference.gradient_scale(self.loss, self.m * self.p)
+        return _reference.gradient_scale(self.loss, self.elements)
+
+    @property
+    def elements(self) -> int:
+        """Of the user's residual, by whose number mse divides."""
+        return self.m * self.columns
 
     @property
     def shape(self) -> Shape:
@@ -219,7 +270,8 @@ class Problem:
         """The problems ``index [b]`` of the flattened batch, as a batch of their own."""
         M = self.M if self.M is None or self.M.shape[0] == 1 else self.M[index]
         Y = self.Y if self.Y.shape[0] == 1 else self.Y[index]
-        return replace(self, M=M, Y=Y, batch=torch.Size(index.shape))
+        ridge = self.ridge[index] if isinstance(self.ridge, Tensor) and len(self.ridge) > 1 else self.ridge
+        return replace(self, M=M, Y=Y, ridge=ridge, batch=torch.Size(index.shape))
 
     def Y_norm(self) -> Tensor:
         """``||Y||_F``, ``[B]`` float64."""
@@ -227,7 +279,7 @@ class Problem:
 
     def loss_of(self, sums: Tensor) -> Tensor:
         """Losses in the dtype of X from sums of squared residuals."""
-        return _reference.loss_of_sums(sums, self.loss, self.m * self.p).to(self.dtype)
+        return _reference.loss_of_sums(sums, self.loss, self.elements).to(self.dtype)
 
     def of_user(self, X: Tensor) -> Tensor:
         """``[B, m, n]`` back to the user's batch shape and orientation."""
@@ -241,24 +293,28 @@ class Problem:
 
     def is_same(self, other: Problem, *, by_value: bool = False) -> bool:
         """Whether it is the same equation as ``other``, by the identity of the user's tensors or by their values."""
+        numbers = [ridge for ridge in (self.ridge, other.ridge) if not isinstance(ridge, Tensor)]
+        if len(self.sources) != len(other.sources) or len(set(numbers)) > 1:
+            return False
         if by_value:
             return not other.changed and all(a.equals(b) for a, b in zip(self.sources, other.sources, strict=True))
         return all(a.is_same(b) for a, b in zip(self.sources, other.sources, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """For `from_state_dict`. M and Y are copied, since the user may change them."""
-        M, Y = (None if source.tensor is None else source.tensor.clone() for source in self.sources)
+        """For `from_state_dict`. M, Y and a ridge tensor are copied, since the user may change them."""
+        M, Y, *more = (None if source.tensor is None else source.tensor.clone() for source in self.sources)
         dtype = str(self.precision.inputs).removeprefix("torch.")
         values = {"M": M, "Y": Y, "loss": self.loss, "left": self.left, "input_dtype": dtype, "changed": self.changed}
+        values["ridge"] = more[0] if isinstance(self.ridge, Tensor) else self.ridge
         return _saved.sealed("Problem", {name: _saved.plain(value) for name, value in values.items()})
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any], X: Tensor) -> Problem:
         """The problem that X is a solution of."""
-        names = ("M", "Y", "loss", "left", "input_dtype", "changed")
+        names = ("M", "Y", "loss", "left", "input_dtype", "changed", "ridge")
         values = _saved.opened(state_dict, "Problem", names)
-        M, Y, loss, left, dtype, changed = (values[name] for name in names)
-        problem = cls.of(M, Y, X.to(getattr(torch, dtype)), loss, left)
+        M, Y, loss, left, dtype, changed, ridge = (values[name] for name in names)
+        problem = cls.of(M, Y, X.to(getattr(torch, dtype)), loss, left, ridge)
         if changed:  # the numbers that were solved for are lost; these must not be taken for them
-            problem = replace(problem, sources=(Source(M, -1), Source(Y, -1)))
+            problem = replace(problem, sources=tuple(Source(source.tensor, -1) for source in problem.sources))
         return problem

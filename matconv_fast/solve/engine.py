@@ -29,17 +29,18 @@ def solution_of(
     solver: Solver | None,
     loss: str,
     left: bool,
+    ridge: float | Tensor,
     **options_given: Any,
 ) -> Solution:
     """See `matconv_fast.solve`, whose arguments these are."""
     options = Options(**options_given)
     if isinstance(M, Factor):
-        solver, M = _with_factor(M, solver, left=left)
+        solver, M = _with_factor(M, solver, left=left, ridge=ridge)
     if solver is not None and not isinstance(solver, Solver):
         raise TypeError(f"solver must be a solver object such as HeavyBall(), got {_checks.describe(solver)}")
     with torch.no_grad(), _without_autocast(M, Y), whole_solve(M, Y, X0):
-        _refuse_transforms(M, Y)
-        problem = Problem.of(M, Y, None if isinstance(X0, Solution) else X0, loss, left)
+        _refuse_transforms(M, Y, ridge)
+        problem = Problem.of(M, Y, None if isinstance(X0, Solution) else X0, loss, left, ridge)
         if isinstance(X0, Solution):
             start = _resume(problem, options, solver, X0)
             solver = solver or start.solver
@@ -47,15 +48,19 @@ def solution_of(
             solver = solver or HeavyBall()
             start = _fresh(problem, solver, X0)
         solution = _solution(problem, options, start, chain.run(problem, solver, options, start))
-    if backend.records_grad(M, Y):
-        solution = replace(solution, X=_differentiable(M, Y, solution, left=left))
+    if backend.records_grad(M, Y, ridge if isinstance(ridge, Tensor) else None):
+        solution = replace(solution, X=_differentiable(M, Y, ridge, solution))
     if options.throw:
         solution.raise_for_status()
     return solution
 
 
-def _with_factor(factor: Factor, solver: Solver | None, *, left: bool) -> tuple[Solver, Tensor]:
+def _with_factor(
+    factor: Factor, solver: Solver | None, *, left: bool, ridge: float | Tensor
+) -> tuple[Solver, Tensor]:
     """The solver that uses the factor, and the M that it is of."""
+    if isinstance(ridge, Tensor) or ridge != 0:
+        raise ValueError(f"a Factor is of M without a ridge, got ridge={_checks.describe(ridge)}: pass M itself")
     if solver is not None:
         raise ValueError(f"a Factor in place of M is used by Refinement, so solver must be None, got {solver}")
     if factor.left != left:
@@ -80,7 +85,7 @@ def _resume(problem: Problem, options: Options, solver: Solver | None, previous:
     if end is None:
         raise ValueError("X0 is a Solution of iterate(), which has no state to continue from; pass its X instead")
     before, now = previous.problem, problem
-    for name in ("batch", "m", "n", "p", "loss", "left", "dtype", "device"):
+    for name in ("batch", "m", "n", "columns", "loss", "left", "dtype", "device"):
         if getattr(before, name) != getattr(now, name):
             raise ValueError(
                 f"X0 is a Solution of another kind of problem: its {name} is {getattr(before, name)}, this one's "
@@ -101,11 +106,14 @@ def _resume(problem: Problem, options: Options, solver: Solver | None, previous:
     return end.continued(all_problems=not (same_solver and options.tolerances == previous.options.tolerances))
 
 
-def _differentiable(M: Tensor | None, Y: Tensor | None, solution: Solution, *, left: bool) -> Tensor:
-    if not left:
-        return implicit.differentiable(M, Y, solution.X, solution.status)
+def _differentiable(M: Tensor | None, Y: Tensor | None, ridge: float | Tensor, solution: Solution) -> Tensor:
+    problem, start = solution.problem, solution.start
+    assert start is not None
+    X, X0 = solution.X, start.X.view(*problem.batch, problem.m, problem.n)
+    if not problem.left:
+        return implicit.differentiable(M, Y, ridge, (X, X0, solution.status))
     M, Y = (None if t is None else t.mT for t in (M, Y))
-    return implicit.differentiable(M, Y, solution.X.mT, solution.status).mT
+    return implicit.differentiable(M, Y, ridge, (X.mT, X0, solution.status)).mT
 
 
 def _without_autocast(M: Any, Y: Any) -> contextlib.AbstractContextManager[Any]:
@@ -118,7 +126,7 @@ def _without_autocast(M: Any, Y: Any) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def _refuse_transforms(M: Tensor | None, Y: Tensor | None) -> None:
+def _refuse_transforms(M: Tensor | None, Y: Tensor | None, ridge: float | Tensor) -> None:
     """Raise where the result would silently lack a derivative, or be one problem of a batch."""
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
@@ -127,7 +135,7 @@ def _refuse_transforms(M: Tensor | None, Y: Tensor | None) -> None:
         )
     if forward_ad._current_level < 0:
         return
-    for name, t in (("M", M), ("Y", Y)):
+    for name, t in (("M", M), ("Y", Y), ("ridge", ridge)):
         if isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None:
             raise NotImplementedError(
                 f"{name} carries a forward-mode tangent, and solve() has reverse-mode gradients alone: pass "
@@ -138,7 +146,7 @@ def _refuse_transforms(M: Tensor | None, Y: Tensor | None) -> None:
 def _solution(problem: Problem, options: Options, start: Checkpoint, outcome: chain.Outcome) -> Solution:
     end, batch = outcome.end, problem.batch
     loss, residual_norm, iterations, status = _ops.end_run(
-        end.last, end.iterations, end.status, end.X, batch, problem.loss_code, problem.m * problem.p
+        end.last, end.iterations, end.status, end.X, batch, problem.loss_code, problem.elements
     )
     return Solution(
         X=problem.of_user(end.X.clone()),  # a copy, which the user may modify

@@ -39,12 +39,9 @@ class History:
         if first > 0 or end < sums.shape[1] or self.every > 1:
             sums = sums[:, first : max(end, first) : self.every]
         if sums.shape[1]:
-            problem = self.problem
-            self.pieces.append(
-                loss_history(
-                    sums, updates, done + first, self.every, problem.loss_code, problem.m * problem.p, problem.dtype
-                )
-            )
+            problem, code = self.problem, self.problem.loss_code
+            piece = loss_history(sums, updates, done + first, self.every, code, problem.elements, problem.dtype)
+            self.pieces.append(piece)
 
     def finish(self, updates: Tensor, last: Tensor) -> Tensor:
         """Losses ``[B, H]``, as long as the longest run, NaN past the end of the others.

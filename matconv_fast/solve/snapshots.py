@@ -71,6 +71,7 @@ def _snapshot(solution: Solution, X: Tensor, index: int, iteration: int) -> Snap
     problem = solution.problem
     R = _reference.residual(X, *problem.one(index))
     loss = problem.loss_of((R * R).sum(dtype=torch.float64))
+    R = R[:, : problem.columns]
     return Snapshot(iteration, (R.mT if problem.left else R).cpu(), float(loss))
 
 

@@ -20,6 +20,7 @@ def solve(
     *,
     solver: Solver | None = None,
     loss: str = "mse",
+    ridge: float | Tensor = 0.0,
     atol: float = 0.0,
     rtol: float | None = None,
     max_iters: int | None = None,
@@ -50,6 +51,12 @@ def solve(
             estimated step size.
         loss: ``"mse"``, ``"sse"`` or ``"fro"``, which the solver minimizes; see `residual_loss`. The tolerance is on
             ``||R||_F`` for every loss.
+        ridge: minimize ``||X @ M - Y||_F^2 + ridge ||X||_F^2`` (ridge regression, Tikhonov regularization, weight
+            decay), divided by ``m p`` under ``mse``: at least 0, a number, a 0-d tensor or one value per problem,
+            differentiable. It is solved as the equation ``X @ [M, sqrt(ridge) I] = [Y, 0]``, with n more columns, and
+            everything said of R here holds for that one's: loss, history, residual norm and tolerance include the
+            ridge. So the status is LEAST_SQUARES, which counts as converged, unless the tolerance is met before.
+            ``residual_loss(X, M, Y)`` is the loss without it. Not for `NewtonSchulz`, `MINRES` and a `Factor`.
         atol: absolute tolerance.
         rtol: tolerance relative to ``||Y||_F``; None is 1e-10 in float64, 1e-5 in float32, 1e-3 in float16, 1e-2 in
             bfloat16. With ``atol=0, rtol=0`` it runs all `max_iters` unless the residual becomes exactly 0.
@@ -90,8 +97,8 @@ def solve(
     if torch.compiler.is_compiling():
         from . import untraced  # imports the whole compiler, which takes a second
 
-        return untraced.solution_of(M, Y, X0, solver=solver, loss=loss, left=left, **options)
-    return solution_of(M, Y, X0, solver=solver, loss=loss, left=left, **options)
+        return untraced.solution_of(M, Y, X0, solver=solver, loss=loss, left=left, ridge=ridge, **options)
+    return solution_of(M, Y, X0, solver=solver, loss=loss, left=left, ridge=ridge, **options)
 
 
 def inv(M: Tensor | Factor, *, X0: Tensor | Solution | None = None, **options: Any) -> Solution:
