@@ -93,6 +93,7 @@ class Problem:
         sources: M, Y and a ridge tensor as the user passed them.
         ridge: a number, or ``[1 or B]`` float64. Where there is one, M is ``[M, sqrt(ridge) I]`` and Y is ``[Y, 0]``,
             whose ``||R||^2`` is ``||X M - Y||^2 + ridge ||X||^2`` of the user's.
+        vector: whether the user's Y is ``[p]`` and X ``[*, n]``; then m is 1.
 
     Example:
         >>> import torch, matconv_fast as mcf
@@ -113,6 +114,7 @@ class Problem:
     identity: bool
     sources: tuple[Source, ...]
     ridge: float | Tensor = 0.0
+    vector: bool = False
 
     @classmethod
     def of(
@@ -126,13 +128,17 @@ class Problem:
     ) -> Problem:
         """Check the user's tensors and bring them into shape; ``left`` transposes the equation."""
         _checks.choice("loss", loss, LOSSES)
+        vector = _checks.is_vector(Y)
         given = ("M", M), ("Y", Y), ("X0", X0)
         for name, value in given:
-            if value is not None:
+            if value is not None and (name == "M" or not vector):
                 _checks.matrix(name, value)
         M, Y, X0 = (None if t is None else _in_memory(name, t) for name, t in given)
         sources = Source.of(M), Source.of(Y)
-        if left:
+        if vector:
+            Y, X0 = _checks.row("Y", Y), None if X0 is None else _checks.row("X0", X0)
+            M = M.mT if left and M is not None else M
+        elif left:
             M, Y, X0 = (None if t is None else t.mT for t in (M, Y, X0))
         batch, m, n, p = _checks.equation(X0, M, Y)
         first = next(t for t in (M, Y, X0) if t is not None)
@@ -142,7 +148,7 @@ class Problem:
         operand = precision.operands
         flat_M = None if M is None else _flatten(M, batch, operand)
         flat_Y = torch.eye(m, p, dtype=operand, device=first.device)[None] if Y is None else _flatten(Y, batch, operand)
-        problem = cls(flat_M, flat_Y, loss, left, batch, m, n, p, precision, Y is None, sources)
+        problem = cls(flat_M, flat_Y, loss, left, batch, m, n, p, precision, Y is None, sources, 0.0, vector)
         return problem if type(ridge) is float and ridge == 0 else problem._with_ridge(ridge)
 
     def _with_ridge(self, ridge: float | Tensor) -> Problem:
@@ -259,7 +265,13 @@ class Problem:
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
         X0 = _in_memory("X0", X0)
         X = torch.empty((*self.batch, self.m, self.n), dtype=self.dtype, device=self.device)
-        return X.copy_(X0.mT if self.left else X0).view(shape)
+        return X.copy_(self.as_rows(X0)).view(shape)
+
+    def as_rows(self, t: Tensor) -> Tensor:
+        """The user's X or Y in the orientation that is iterated in: ``[*, m, n]`` or ``[*, m, p]``."""
+        if self.vector:
+            return t.unsqueeze(-2)
+        return t.mT if self.left else t
 
     def one(self, index: int) -> tuple[Tensor | None, Tensor]:
         """M ``[n, p]`` and Y ``[m, p]`` of one problem of the flattened batch."""
@@ -284,6 +296,8 @@ class Problem:
     def of_user(self, X: Tensor) -> Tensor:
         """``[B, m, n]`` back to the user's batch shape and orientation."""
         X = X.view(*self.batch, *X.shape[-2:])
+        if self.vector:
+            return X.squeeze(-2)
         return X.mT if self.left else X
 
     @property

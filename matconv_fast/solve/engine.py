@@ -85,7 +85,7 @@ def _resume(problem: Problem, options: Options, solver: Solver | None, previous:
     if end is None:
         raise ValueError("X0 is a Solution of iterate(), which has no state to continue from; pass its X instead")
     before, now = previous.problem, problem
-    for name in ("batch", "m", "n", "columns", "loss", "left", "dtype", "device"):
+    for name in ("batch", "m", "n", "columns", "loss", "left", "vector", "dtype", "device"):
         if getattr(before, name) != getattr(now, name):
             raise ValueError(
                 f"X0 is a Solution of another kind of problem: its {name} is {getattr(before, name)}, this one's "
@@ -109,11 +109,10 @@ def _resume(problem: Problem, options: Options, solver: Solver | None, previous:
 def _differentiable(M: Tensor | None, Y: Tensor | None, ridge: float | Tensor, solution: Solution) -> Tensor:
     problem, start = solution.problem, solution.start
     assert start is not None
-    X, X0 = solution.X, start.X.view(*problem.batch, problem.m, problem.n)
-    if not problem.left:
-        return implicit.differentiable(M, Y, ridge, (X, X0, solution.status))
-    M, Y = (None if t is None else t.mT for t in (M, Y))
-    return implicit.differentiable(M, Y, ridge, (X.mT, X0, solution.status)).mT
+    M = M.mT if problem.left and M is not None else M
+    Y, X = None if Y is None else problem.as_rows(Y), problem.as_rows(solution.X)
+    X0 = start.X.view(*problem.batch, problem.m, problem.n)
+    return problem.of_user(implicit.differentiable(M, Y, ridge, (X, X0, solution.status)))
 
 
 def _without_autocast(M: Any, Y: Any) -> contextlib.AbstractContextManager[Any]:

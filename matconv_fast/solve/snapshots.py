@@ -63,8 +63,7 @@ def _advanced(solution: Solution, start: Checkpoint, options: Options) -> Checkp
 def _iterate(solution: Solution, index: int) -> Tensor:
     """X ``[m, n]`` of one problem, in the orientation that was iterated in."""
     problem = solution.problem
-    X = solution.X.mT if problem.left else solution.X
-    return X.reshape(problem.size, problem.m, problem.n)[index]
+    return problem.as_rows(solution.X).reshape(problem.size, problem.m, problem.n)[index]
 
 
 def _snapshot(solution: Solution, X: Tensor, index: int, iteration: int) -> Snapshot:

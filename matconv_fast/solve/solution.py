@@ -45,7 +45,8 @@ class Solution:
     """Result of `solve`, `inv` or `iterate`: tensors on the problem's device, one entry per problem of the batch.
 
     Attributes:
-        X: the iterate at which each problem stopped, ``[*, m, n]``, in float32 for bfloat16 and float16 inputs.
+        X: the iterate at which each problem stopped, ``[*, m, n]`` (``[*, n]`` for a vector Y), in float32 for
+            bfloat16 and float16 inputs.
         loss: its loss.
         residual_norm: its ``||X @ M - Y||_F`` (for `iterate`, the distance in the norm asked for), float64.
         iterations: updates made, int64; with ``X0=solution`` those of the earlier solve included.
@@ -137,7 +138,7 @@ class Solution:
         """
         if self.problem.changed:
             raise ValueError("M or Y was modified in place since the solve: call error_bound() before that")
-        X = self.X.detach().mT if self.problem.left else self.X.detach()
+        X = self.problem.as_rows(self.X.detach())
         X = X.reshape(self.problem.size, self.problem.m, self.problem.n)
         return bound.error_bound(self.problem, X).view(self.problem.batch)
 

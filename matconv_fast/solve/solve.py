@@ -45,7 +45,8 @@ def solve(
 
     Args:
         M: ``[*, n, p]``, floating-point, or None for the identity; or a `Factor`, made by `factorize`.
-        Y: ``[*, m, p]``, or None for the identity. Leading dimensions broadcast.
+        Y: ``[*, m, p]``, or None for the identity. Leading dimensions broadcast. Or a vector ``[p]``, which serves every
+            problem of the batch of M, with m = 1; X0 and X are then ``[*, n]``. Any other Y is a batch of matrices.
         X0: where to start: ``[*, m, n]``, zeros if None; or a `Solution`, to continue exactly from its state.
         solver: a `Solver` such as `HeavyBall`, `Adam` or `Auto`, or one of your own; None is ``HeavyBall()``, with an
             estimated step size.
@@ -61,7 +62,8 @@ def solve(
         rtol: tolerance relative to ``||Y||_F``; None is 1e-10 in float64, 1e-5 in float32, 1e-3 in float16, 1e-2 in
             bfloat16. With ``atol=0, rtol=0`` it runs all `max_iters` unless the residual becomes exactly 0.
         max_iters: most updates that this call makes; None is 10,000.
-        left: find X with ``M @ X = Y`` instead: M ``[*, p, n]``, Y ``[*, p, m]``, X ``[*, n, m]``.
+        left: find X with ``M @ X = Y`` instead: M ``[*, p, n]``, Y ``[*, p, m]``, X ``[*, n, m]``; vectors as
+            they are.
         check_every: most iterations between two checks by the host; None chooses. The result does not depend on it.
         record_every: iterations between two entries of the history; 0 records none.
         patience: stop as STAGNATED when the smallest ``||R||_F`` fell by less than 1 % over this many iterations. None
