@@ -13,6 +13,7 @@ from torch import Tensor
 from . import _checks, _reference, _saved
 from .kernels.contract import LOSSES, Shape
 from .precision import Precision
+from .source import Source, in_memory
 
 
 def _flatten(t: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -27,52 +28,6 @@ def _flatten(t: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
     t = t.reshape(1 if shared else batch.numel(), *t.shape[-2:]).contiguous()
     # Some BLAS multiply misaligned matrices by another algorithm, which rounds differently.
     return t if t.data_ptr() % 64 == 0 else t.clone()
-
-
-def _in_memory(name: str, t: Tensor) -> Tensor:
-    """The plain tensor of a subclass, which kernels read and write directly.
-
-    Raises:
-        TypeError: the subclass has operators of its own, and perhaps no memory.
-    """
-    if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # pyright: ignore[reportAttributeAccessIssue]
-        raise TypeError(
-            f"{name} must be a tensor in memory, got a {type(t).__name__}, which has operators of its own "
-            "(__torch_dispatch__): pass the tensor that it wraps"
-        )
-    return t if type(t) in (Tensor, torch.nn.Parameter) else t.as_subclass(Tensor)
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """One of the user's tensors, and its version when the solve read it."""
-
-    tensor: Tensor | None
-    version: int | None
-
-    @classmethod
-    def of(cls, t: Tensor | None) -> Source:
-        """Detached. Inference tensors have no version counter."""
-        if t is None or t.is_inference():
-            return cls(t, None)
-        return cls(t.detach() if t.requires_grad else t, t._version)
-
-    def is_same(self, other: Source) -> bool:
-        """Whether both are views of the same memory with the same geometry, unwritten in between."""
-        a, b = self.tensor, other.tensor
-        if a is None or b is None:
-            return a is b
-        return self.version == other.version and (
-            a is b or (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)
-        )
-
-    def equals(self, other: Source) -> bool:
-        """Whether both hold the same numbers, NaN included. Reads the device."""
-        a, b = self.tensor, other.tensor
-        if a is None or b is None:
-            return a is b
-        alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
-        return alike and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +46,10 @@ class Problem:
         precision: the dtypes of M and Y, of X, and of sums.
         identity: whether Y is the identity because the user passed None.
         sources: M, Y and a ridge tensor as the user passed them.
+        columns: of the user's M and Y, ``p - n`` with a ridge and p otherwise.
+        vector: whether the user's Y is ``[p]`` and X ``[*, n]``; then m is 1.
         ridge: a number, or ``[1 or B]`` float64. Where there is one, M is ``[M, sqrt(ridge) I]`` and Y is ``[Y, 0]``,
             whose ``||R||^2`` is ``||X M - Y||^2 + ridge ||X||^2`` of the user's.
-        vector: whether the user's Y is ``[p]`` and X ``[*, n]``; then m is 1.
 
     Example:
         >>> import torch, matconv_fast as mcf
@@ -113,8 +69,9 @@ class Problem:
     precision: Precision
     identity: bool
     sources: tuple[Source, ...]
-    ridge: float | Tensor = 0.0
+    columns: int
     vector: bool = False
+    ridge: float | Tensor = 0.0
 
     @classmethod
     def of(
@@ -133,7 +90,7 @@ class Problem:
         for name, value in given:
             if value is not None and (name == "M" or not vector):
                 _checks.matrix(name, value)
-        M, Y, X0 = (None if t is None else _in_memory(name, t) for name, t in given)
+        M, Y, X0 = (None if t is None else in_memory(name, t) for name, t in given)
         sources = Source.of(M), Source.of(Y)
         if vector:
             Y, X0 = _checks.row("Y", Y), None if X0 is None else _checks.row("X0", X0)
@@ -148,7 +105,7 @@ class Problem:
         operand = precision.operands
         flat_M = None if M is None else _flatten(M, batch, operand)
         flat_Y = torch.eye(m, p, dtype=operand, device=first.device)[None] if Y is None else _flatten(Y, batch, operand)
-        problem = cls(flat_M, flat_Y, loss, left, batch, m, n, p, precision, Y is None, sources, 0.0, vector)
+        problem = cls(flat_M, flat_Y, loss, left, batch, m, n, p, precision, Y is None, sources, p, vector)
         return problem if type(ridge) is float and ridge == 0 else problem._with_ridge(ridge)
 
     def _with_ridge(self, ridge: float | Tensor) -> Problem:
@@ -156,7 +113,7 @@ class Problem:
         _checks.hyperparameter("ridge", ridge, minimum=0)
         if isinstance(ridge, Tensor):
             _checks.per_problem("ridge", ridge, self.batch, self.device)
-            source = Source.of(_in_memory("ridge", ridge))
+            source = Source.of(in_memory("ridge", ridge))
             ridge = ridge.detach().to(self.device, torch.float64)
             ridge = ridge.reshape(1) if ridge.ndim == 0 else ridge.expand(self.batch).reshape(self.size)
             root = ridge.sqrt()[:, None, None]
@@ -178,12 +135,7 @@ class Problem:
     @property
     def has_ridge(self) -> bool:
         """Whether M and Y have the columns that stand for a ridge."""
-        return isinstance(self.ridge, Tensor) or self.ridge > 0
-
-    @property
-    def columns(self) -> int:
-        """Columns of the user's M and Y, which a ridge adds n to."""
-        return self.p - self.n if self.has_ridge else self.p
+        return self.columns != self.p
 
     @property
     def size(self) -> int:
@@ -255,7 +207,7 @@ class Problem:
             _checks.representable(name, value, self.dtype)
             return value
         _checks.per_problem(name, value, self.batch, self.device)
-        value = _in_memory(name, value).detach().to(self.device, self.dtype)
+        value = in_memory(name, value).detach().to(self.device, self.dtype)
         return value.expand(self.batch).reshape(self.size).contiguous()
 
     def start(self, X0: Tensor | None) -> Tensor:
@@ -263,7 +215,7 @@ class Problem:
         shape = (self.size, self.m, self.n)
         if X0 is None:
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
-        X0 = _in_memory("X0", X0)
+        X0 = in_memory("X0", X0)
         X = torch.empty((*self.batch, self.m, self.n), dtype=self.dtype, device=self.device)
         return X.copy_(self.as_rows(X0)).view(shape)
 

@@ -102,7 +102,7 @@ def test_one_value_a_problem(backend):
 
 
 def test_batches_broadcast(backend):
-    M, Y = problem("wide")
+    M, _ = problem("wide")
     Ys = rand(2, 1, 2, 3, seed=5)
     ridge = torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64)
     Ms = M.expand(2, 3, 7, 3)
@@ -233,7 +233,7 @@ def test_heat_maps_show_the_residual_without_the_ridge(backend):
 
 def test_ridge_against_a_plain_loop_on_the_augmented_matrix(backend):
     M, Y = problem("tall")
-    n, p, m = SHAPES["tall"]
+    n, _, m = SHAPES["tall"]
     wide = torch.cat([M, 0.5 * torch.eye(n)], 1)
     target = torch.cat([Y, torch.zeros(m, n)], 1)
     iterates, norms = plain_heavy_ball(torch.zeros(m, n, dtype=torch.float64), wide, target, 0.01, 0.5, 10, "sse")

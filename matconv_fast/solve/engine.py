@@ -12,8 +12,9 @@ from torch.autograd import forward_ad
 
 from .. import _checks, _ops
 from .._ops import backend
-from ..problem import Problem, Source
+from ..problem import Problem
 from ..solvers import Factor, HeavyBall, Refinement, Solver
+from ..source import Source
 from . import chain, implicit
 from .checkpoint import Checkpoint
 from .options import Options
@@ -55,9 +56,7 @@ def solution_of(
     return solution
 
 
-def _with_factor(
-    factor: Factor, solver: Solver | None, *, left: bool, ridge: float | Tensor
-) -> tuple[Solver, Tensor]:
+def _with_factor(factor: Factor, solver: Solver | None, *, left: bool, ridge: float | Tensor) -> tuple[Solver, Tensor]:
     """The solver that uses the factor, and the M that it is of."""
     if isinstance(ridge, Tensor) or ridge != 0:
         raise ValueError(f"a Factor is of M without a ridge, got ridge={_checks.describe(ridge)}: pass M itself")

@@ -45,8 +45,8 @@ def solve(
 
     Args:
         M: ``[*, n, p]``, floating-point, or None for the identity; or a `Factor`, made by `factorize`.
-        Y: ``[*, m, p]``, or None for the identity. Leading dimensions broadcast. Or a vector ``[p]``, which serves every
-            problem of the batch of M, with m = 1; X0 and X are then ``[*, n]``. Any other Y is a batch of matrices.
+        Y: ``[*, m, p]``, or None for the identity. Leading dimensions broadcast. Or a vector ``[p]``, which serves
+            every problem of the batch of M, with m = 1; X0 and X are then ``[*, n]``. Any other Y is of matrices.
         X0: where to start: ``[*, m, n]``, zeros if None; or a `Solution`, to continue exactly from its state.
         solver: a `Solver` such as `HeavyBall`, `Adam` or `Auto`, or one of your own; None is ``HeavyBall()``, with an
             estimated step size.
