@@ -247,7 +247,10 @@ class Problem:
 
     def of_user(self, X: Tensor) -> Tensor:
         """``[B, m, n]`` back to the user's batch shape and orientation."""
-        X = X.view(*self.batch, *X.shape[-2:])
+        return self.as_given(X.view(*self.batch, *X.shape[-2:]))
+
+    def as_given(self, X: Tensor) -> Tensor:
+        """The inverse of `as_rows`."""
         if self.vector:
             return X.squeeze(-2)
         return X.mT if self.left else X

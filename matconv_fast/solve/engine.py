@@ -111,7 +111,7 @@ def _differentiable(M: Tensor | None, Y: Tensor | None, ridge: float | Tensor, s
     M = M.mT if problem.left and M is not None else M
     Y, X = None if Y is None else problem.as_rows(Y), problem.as_rows(solution.X)
     X0 = start.X.view(*problem.batch, problem.m, problem.n)
-    return problem.of_user(implicit.differentiable(M, Y, ridge, (X, X0, solution.status)))
+    return problem.as_given(implicit.differentiable(M, Y, ridge, (X, X0, solution.status)))
 
 
 def _without_autocast(M: Any, Y: Any) -> contextlib.AbstractContextManager[Any]:

@@ -37,11 +37,13 @@ def solve(
     ``left=True``. A problem stops at the first iterate that meets its tolerance, whatever `check_every` is. The
     problems of a batch stop independently.
 
-    ``solution.X`` is differentiable in M and Y, to any order, by the implicit function theorem: its gradient is that of
-    the exact solution ``X = Y M^T (M M^T)^-1``. It takes one QR decomposition and no memory for the iterations. The
-    backward warns if a problem had not converged, and raises ``torch.linalg.LinAlgError`` for an M without full row
-    rank (column rank with ``left=True``), whose solution depends on X0. Loss, history and norms carry no gradient; X0,
-    lr and momentum receive none.
+    ``solution.X`` is differentiable in M, Y and ridge, to any order, by the implicit function theorem: its gradient is
+    that of the exact solution, ``Y M^T (M M^T + ridge I)^-1``, or for an M with more rows than columns, and no ridge,
+    that of the solution nearest to X0, a constant. It takes one QR decomposition and no memory for the iterations, and
+    is as accurate as that: X is corrected once before it is used. The backward warns if a problem had not converged.
+    It raises ``torch.linalg.LinAlgError`` for an M without full rank, and ``RuntimeError`` for an X that is not the
+    solution nearest to X0 where that is asked for (`Adam` finds another one). A problem whose X has no part in the
+    gradient may be as it likes. Loss, history and norms carry no gradient; X0, lr and momentum receive none.
 
     Args:
         M: ``[*, n, p]``, floating-point, or None for the identity; or a `Factor`, made by `factorize`.
@@ -77,9 +79,8 @@ def solve(
 
     Raises:
         TypeError: an argument is no dense real floating-point tensor, or dtypes differ.
-        ValueError: shapes do not fit, devices differ, an option is out of range, or a gradient is asked for of an M
-            with more rows than columns (more columns than rows with ``left=True``).
-        NotImplementedError: M or Y carries a forward-mode tangent, or a ``torch.func`` transform is active.
+        ValueError: shapes do not fit, devices differ, or an option is out of range.
+        NotImplementedError: M, Y or ridge carries a forward-mode tangent, or a ``torch.func`` transform is active.
         ConvergenceError: with ``throw=True``, a problem did not converge.
 
     Example:
