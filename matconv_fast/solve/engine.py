@@ -47,7 +47,7 @@ def solution_of(
             solver = solver or start.solver
         else:
             solver = solver or HeavyBall()
-            start = _fresh(problem, solver, X0)
+            start = _fresh(problem, options, solver, X0)
         solution = _solution(problem, options, start, chain.run(problem, solver, options, start))
     if backend.records_grad(M, Y, ridge if isinstance(ridge, Tensor) else None):
         solution = replace(solution, X=_differentiable(M, Y, ridge, solution))
@@ -69,9 +69,21 @@ def _with_factor(factor: Factor, solver: Solver | None, *, left: bool, ridge: fl
     return Refinement(factor), factor.M
 
 
-def _fresh(problem: Problem, solver: Solver, X0: Tensor | None) -> Checkpoint:
+def _fresh(problem: Problem, options: Options, solver: Solver, X0: Tensor | None) -> Checkpoint:
     X = problem.start(X0)
+    if X0 is not None:
+        X = _exact_at_zero(problem, options, X)
     return Checkpoint.fresh(X, solver.init(problem, X), solver)
+
+
+def _exact_at_zero(problem: Problem, options: Options, X: Tensor) -> Tensor:
+    """X, but 0 where Y is 0 and the tolerance therefore, too: no other X meets it but by underflow."""
+    if problem.identity or options.atol > 0 or options.relative(problem.precision.inputs) == 0:
+        return X
+    zero = ~problem.Y.any(-1).any(-1)
+    if zero.device.type == "cpu" and not bool(zero.any()):
+        return X
+    return X.masked_fill(zero[:, None, None], 0)
 
 
 def _resume(problem: Problem, options: Options, solver: Solver | None, previous: Solution) -> Checkpoint:
@@ -98,9 +110,9 @@ def _resume(problem: Problem, options: Options, solver: Solver | None, previous:
         )
     by_value = previous.restored
     if not problem.is_same(previous.problem, by_value=by_value):
-        solver = solver or end.solver
-        state = end.state if solver.carries_state else solver.init(problem, end.X)
-        return Checkpoint.fresh(end.X, state, solver, end.iterations)
+        solver, X = solver or end.solver, _exact_at_zero(problem, options, end.X)
+        state = end.state if solver.carries_state else solver.init(problem, X)
+        return Checkpoint.fresh(X, state, solver, end.iterations)
     same_solver = solver is None or solver.is_same(end.solver, by_value=by_value)
     return end.continued(all_problems=not (same_solver and options.tolerances == previous.options.tolerances))
 
@@ -153,6 +165,7 @@ def _solution(problem: Problem, options: Options, start: Checkpoint, outcome: ch
         iterations=iterations,
         status=status,
         history=outcome.history.view(*batch, outcome.history.shape[1]),
+        record_every=outcome.every,
         method=outcome.method,
         state=end,
         problem=problem,

@@ -78,7 +78,7 @@ def curves(solution: Solution, names: Sequence[str]) -> list[Curve]:
     """Loss curves of the first problems of a batch, one a name."""
     history = solution.history.reshape(solution.problem.size, solution.history.shape[-1])
     before = [0] * solution.problem.size if solution.start is None else solution.start.iterations.tolist()
-    every = solution.options.record_every or 1
+    every = solution.record_every or 1
     return [
         Curve.of("loss" if name == "residual" else name, history[index], every, before[index])
         for index, name in enumerate(names)

@@ -37,7 +37,7 @@ class ConvergenceError(RuntimeError):
         return ConvergenceError, (str(self), self.solution)  # picklable, to leave another process
 
 
-_SAVED = ("X", "loss", "residual_norm", "iterations", "status", "history", "method")
+_SAVED = ("X", "loss", "residual_norm", "iterations", "status", "history", "record_every", "method")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,6 +53,7 @@ class Solution:
         status: `Status` codes, int64.
         history: ``[*, H]``, the loss after 0, record_every, 2 record_every, ... updates of this call; NaN after a
             problem has stopped.
+        record_every: iterations between two entries of the history.
         method: what ran: solver, algorithm and backend.
         state: what ``solve(..., X0=solution)`` continues from; None for `iterate`.
         restored: whether it was loaded or copied. Then ``solve(..., X0=solution)`` compares M and Y by value, for which
@@ -67,6 +68,7 @@ class Solution:
     iterations: Tensor
     status: Tensor
     history: Tensor
+    record_every: int
     method: str
     state: Checkpoint | None
     problem: Problem = field(repr=False)

@@ -26,7 +26,7 @@ def solve(
     max_iters: int | None = None,
     left: bool = False,
     check_every: int | None = None,
-    record_every: int = 1,
+    record_every: int | None = None,
     patience: int | None = None,
     progress: bool = False,
     throw: bool = False,
@@ -49,7 +49,8 @@ def solve(
         M: ``[*, n, p]``, floating-point, or None for the identity; or a `Factor`, made by `factorize`.
         Y: ``[*, m, p]``, or None for the identity. Leading dimensions broadcast. Or a vector ``[p]``, which serves
             every problem of the batch of M, with m = 1; X0 and X are then ``[*, n]``. Any other Y is of matrices.
-        X0: where to start: ``[*, m, n]``, zeros if None; or a `Solution`, to continue exactly from its state.
+        X0: where to start: ``[*, m, n]``, zeros if None; or a `Solution`, to continue exactly from its state. A problem
+            whose Y is 0, and whose tolerance is relative to that, starts and ends at ``X = 0``, its exact solution.
         solver: a `Solver` such as `HeavyBall`, `Adam` or `Auto`, or one of your own; None is ``HeavyBall()``, with an
             estimated step size.
         loss: ``"mse"``, ``"sse"`` or ``"fro"``, which the solver minimizes; see `residual_loss`. The tolerance is on
@@ -67,7 +68,9 @@ def solve(
         left: find X with ``M @ X = Y`` instead: M ``[*, p, n]``, Y ``[*, p, m]``, X ``[*, n, m]``; vectors as
             they are.
         check_every: most iterations between two checks by the host; None chooses. The result does not depend on it.
-        record_every: iterations between two entries of the history; 0 records none.
+        record_every: iterations between two entries of the history; 0 records none. None begins with 1, and doubles it
+            whenever the history of all problems together would hold more than 2^24 entries, by leaving out every second
+            one; ``solution.record_every`` is what it came to.
         patience: stop as STAGNATED when the smallest ``||R||_F`` fell by less than 1 % over this many iterations. None
             checks every 1,000, and stops only if the residual no longer falls: at the rounding floor, or at the
             least-squares minimum of an equation without solution.
