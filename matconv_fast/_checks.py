@@ -21,8 +21,8 @@ def describe(value: object) -> str:
     return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"
 
 
-def matrix(name: str, value: Any) -> None:
-    """A real floating-point dense matrix or a batch of them."""
+def matrix(name: str, value: Any, *, row: bool = False) -> None:
+    """A real floating-point dense matrix or a batch of them; or, as a row, a vector or a batch of them."""
     if not isinstance(value, Tensor):
         if hasattr(value, "__array__") or isinstance(value, list):
             hint = "; torch.as_tensor converts it"
@@ -39,8 +39,25 @@ def matrix(name: str, value: Any) -> None:
         kinds = "float64, float32, bfloat16 or float16"
         hint = f"; {name}.float() converts it" if not value.dtype.is_complex else ""
         raise TypeError(f"{name} must be of dtype {kinds}, got a {describe(value)}{hint}")
-    if value.ndim < 2:
-        raise ValueError(f"{name} must be a matrix or a batch of matrices [*, rows, columns], got a {describe(value)}")
+    if value.ndim < (1 if row else 2):
+        wanted = "a vector or a batch of vectors [*, n], as Y [p] is" if row else _MATRIX
+        if name in ("X", "X0", "V") and value.ndim == 1:
+            wanted += " (a vector X [*, n] needs a vector Y [p])"
+        raise ValueError(f"{name} must be {wanted}, got a {describe(value)}")
+
+
+_MATRIX = "a matrix or a batch of matrices [*, rows, columns]"
+
+
+def is_vector(Y: Any) -> bool:
+    """Whether Y is a right-hand side ``[p]``, with which X is ``[*, n]``."""
+    return isinstance(Y, Tensor) and Y.ndim == 1 and Y.layout == torch.strided
+
+
+def row(name: str, value: Any) -> Tensor:
+    """A vector, or a batch of them, as matrices of one row: ``[*, n]`` as ``[*, 1, n]``."""
+    matrix(name, value, row=True)
+    return value.unsqueeze(-2)
 
 
 def same_device(**tensors: Tensor | None) -> None:
@@ -85,7 +102,7 @@ def equation(X: Tensor | None, M: Tensor | None, Y: Tensor | None) -> tuple[torc
         raise ValueError("M and Y are both None: give at least one of them")
     same_device(**given)
     same_dtype(**given)
-    wanted = "X [*, m, n], M [*, n, p], Y [*, m, p]"
+    wanted = "X [*, m, n], M [*, n, p], Y [*, m, p] (with m = 1: X [*, n], Y [p])"
     if X is not None:
         m, n = X.shape[-2:]
     else:

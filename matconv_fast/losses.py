@@ -20,9 +20,10 @@ def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None = None, *, loss:
     ======= ============================== =======================================
 
     Args:
-        X: ``[*, m, n]``, floating-point.
+        X: ``[*, m, n]``, floating-point; ``[*, n]`` where Y is a vector.
         M: ``[*, n, p]``, or None for the identity, which makes no product.
-        Y: ``[*, m, p]``, or None for the identity. Leading dimensions broadcast.
+        Y: ``[*, m, p]``, or None for the identity; or a vector ``[p]``, which serves every problem, with m = 1.
+            Leading dimensions broadcast.
         loss: ``"mse"``, ``"sse"`` or ``"fro"``.
 
     Returns:
@@ -45,6 +46,8 @@ def residual_loss(X: Tensor, M: Tensor | None, Y: Tensor | None = None, *, loss:
     if value is not None:
         return value
     _checks.choice("loss", loss, LOSSES)
+    if _checks.is_vector(Y):
+        X, Y = _checks.row("X", X), _checks.row("Y", Y)
     _checks.matrix("X", X)
     _checks.problem(X, M, Y)
     return _ops.residual_loss(X, M, Y, loss)

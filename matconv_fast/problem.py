@@ -13,6 +13,7 @@ from torch import Tensor
 from . import _checks, _reference, _saved
 from .kernels.contract import LOSSES, Shape
 from .precision import Precision
+from .source import Source, in_memory
 
 
 def _flatten(t: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -29,52 +30,6 @@ def _flatten(t: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
     return t if t.data_ptr() % 64 == 0 else t.clone()
 
 
-def _in_memory(name: str, t: Tensor) -> Tensor:
-    """The plain tensor of a subclass, which kernels read and write directly.
-
-    Raises:
-        TypeError: the subclass has operators of its own, and perhaps no memory.
-    """
-    if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # pyright: ignore[reportAttributeAccessIssue]
-        raise TypeError(
-            f"{name} must be a tensor in memory, got a {type(t).__name__}, which has operators of its own "
-            "(__torch_dispatch__): pass the tensor that it wraps"
-        )
-    return t if type(t) in (Tensor, torch.nn.Parameter) else t.as_subclass(Tensor)
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """One of the user's tensors, and its version when the solve read it."""
-
-    tensor: Tensor | None
-    version: int | None
-
-    @classmethod
-    def of(cls, t: Tensor | None) -> Source:
-        """Detached. Inference tensors have no version counter."""
-        if t is None or t.is_inference():
-            return cls(t, None)
-        return cls(t.detach() if t.requires_grad else t, t._version)
-
-    def is_same(self, other: Source) -> bool:
-        """Whether both are views of the same memory with the same geometry, unwritten in between."""
-        a, b = self.tensor, other.tensor
-        if a is None or b is None:
-            return a is b
-        return self.version == other.version and (
-            a is b or (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)
-        )
-
-    def equals(self, other: Source) -> bool:
-        """Whether both hold the same numbers, NaN included. Reads the device."""
-        a, b = self.tensor, other.tensor
-        if a is None or b is None:
-            return a is b
-        alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
-        return alike and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
-
-
 @dataclass(frozen=True, eq=False)
 class Problem:
     """A batch of equations ``X @ M = Y``, as a `Solver` sees it.
@@ -87,10 +42,14 @@ class Problem:
         batch: the user's batch shape; its number of elements is B, `size`.
         m: rows of X.
         n: columns of X.
-        p: columns of Y.
+        p: columns of M and Y; with a ridge, n of them are those that stand for it.
         precision: the dtypes of M and Y, of X, and of sums.
         identity: whether Y is the identity because the user passed None.
-        sources: M and Y as the user passed them.
+        sources: M, Y and a ridge tensor as the user passed them.
+        columns: of the user's M and Y, ``p - n`` with a ridge and p otherwise.
+        vector: whether the user's Y is ``[p]`` and X ``[*, n]``; then m is 1.
+        ridge: a number, or ``[1 or B]`` float64. Where there is one, M is ``[M, sqrt(ridge) I]`` and Y is ``[Y, 0]``,
+            whose ``||R||^2`` is ``||X M - Y||^2 + ridge ||X||^2`` of the user's.
 
     Example:
         >>> import torch, matconv_fast as mcf
@@ -109,19 +68,34 @@ class Problem:
     p: int
     precision: Precision
     identity: bool
-    sources: tuple[Source, Source]
+    sources: tuple[Source, ...]
+    columns: int
+    vector: bool = False
+    ridge: float | Tensor = 0.0
 
     @classmethod
-    def of(cls, M: Tensor | None, Y: Tensor | None, X0: Tensor | None, loss: str, left: bool) -> Problem:
+    def of(
+        cls,
+        M: Tensor | None,
+        Y: Tensor | None,
+        X0: Tensor | None,
+        loss: str,
+        left: bool,
+        ridge: float | Tensor = 0.0,
+    ) -> Problem:
         """Check the user's tensors and bring them into shape; ``left`` transposes the equation."""
         _checks.choice("loss", loss, LOSSES)
+        vector = _checks.is_vector(Y)
         given = ("M", M), ("Y", Y), ("X0", X0)
         for name, value in given:
-            if value is not None:
+            if value is not None and (name == "M" or not vector):
                 _checks.matrix(name, value)
-        M, Y, X0 = (None if t is None else _in_memory(name, t) for name, t in given)
+        M, Y, X0 = (None if t is None else in_memory(name, t) for name, t in given)
         sources = Source.of(M), Source.of(Y)
-        if left:
+        if vector:
+            Y, X0 = _checks.row("Y", Y), None if X0 is None else _checks.row("X0", X0)
+            M = M.mT if left and M is not None else M
+        elif left:
             M, Y, X0 = (None if t is None else t.mT for t in (M, Y, X0))
         batch, m, n, p = _checks.equation(X0, M, Y)
         first = next(t for t in (M, Y, X0) if t is not None)
@@ -131,7 +105,37 @@ class Problem:
         operand = precision.operands
         flat_M = None if M is None else _flatten(M, batch, operand)
         flat_Y = torch.eye(m, p, dtype=operand, device=first.device)[None] if Y is None else _flatten(Y, batch, operand)
-        return cls(flat_M, flat_Y, loss, left, batch, m, n, p, precision, Y is None, sources)
+        problem = cls(flat_M, flat_Y, loss, left, batch, m, n, p, precision, Y is None, sources, p, vector)
+        return problem if type(ridge) is float and ridge == 0 else problem._with_ridge(ridge)
+
+    def _with_ridge(self, ridge: float | Tensor) -> Problem:
+        """The same equation with a ridge: n more columns, ``sqrt(ridge) I`` of M and 0 of Y."""
+        _checks.hyperparameter("ridge", ridge, minimum=0)
+        if isinstance(ridge, Tensor):
+            _checks.per_problem("ridge", ridge, self.batch, self.device)
+            source = Source.of(in_memory("ridge", ridge))
+            ridge = ridge.detach().to(self.device, torch.float64)
+            ridge = ridge.reshape(1) if ridge.ndim == 0 else ridge.expand(self.batch).reshape(self.size)
+            root = ridge.sqrt()[:, None, None]
+        elif ridge == 0:
+            return self
+        else:
+            source, root = Source.of(None), ridge**0.5
+        like = {"dtype": self.Y.dtype, "device": self.device}
+        eye = torch.eye(self.n, **like)[None]
+        block = (root * eye).to(self.Y.dtype)
+        M = eye if self.M is None else self.M
+        count = max(len(M), len(block)) if self.size else min(len(M), len(block))
+        M = torch.cat([M.expand(count, -1, -1), block.expand(count, -1, -1)], -1)
+        Y = torch.cat([self.Y, torch.zeros(len(self.Y), self.m, self.n, **like)], -1)
+        return replace(
+            self, M=M, Y=Y, p=self.p + self.n, identity=False, sources=(*self.sources, source), ridge=ridge
+        )  # fmt: skip
+
+    @property
+    def has_ridge(self) -> bool:
+        """Whether M and Y have the columns that stand for a ridge."""
+        return self.columns != self.p
 
     @property
     def size(self) -> int:
@@ -161,7 +165,12 @@ class Problem:
     @property
     def scale(self) -> float:
         """The factor c in ``gradient = c R M^T``."""
-        return _reference.gradient_scale(self.loss, self.m * self.p)
+        return _reference.gradient_scale(self.loss, self.elements)
+
+    @property
+    def elements(self) -> int:
+        """Of the user's residual, by whose number mse divides."""
+        return self.m * self.columns
 
     @property
     def shape(self) -> Shape:
@@ -198,7 +207,7 @@ class Problem:
             _checks.representable(name, value, self.dtype)
             return value
         _checks.per_problem(name, value, self.batch, self.device)
-        value = _in_memory(name, value).detach().to(self.device, self.dtype)
+        value = in_memory(name, value).detach().to(self.device, self.dtype)
         return value.expand(self.batch).reshape(self.size).contiguous()
 
     def start(self, X0: Tensor | None) -> Tensor:
@@ -206,9 +215,15 @@ class Problem:
         shape = (self.size, self.m, self.n)
         if X0 is None:
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
-        X0 = _in_memory("X0", X0)
+        X0 = in_memory("X0", X0)
         X = torch.empty((*self.batch, self.m, self.n), dtype=self.dtype, device=self.device)
-        return X.copy_(X0.mT if self.left else X0).view(shape)
+        return X.copy_(self.as_rows(X0)).view(shape)
+
+    def as_rows(self, t: Tensor) -> Tensor:
+        """The user's X or Y in the orientation that is iterated in: ``[*, m, n]`` or ``[*, m, p]``."""
+        if self.vector:
+            return t.unsqueeze(-2)
+        return t.mT if self.left else t
 
     def one(self, index: int) -> tuple[Tensor | None, Tensor]:
         """M ``[n, p]`` and Y ``[m, p]`` of one problem of the flattened batch."""
@@ -219,7 +234,8 @@ class Problem:
         """The problems ``index [b]`` of the flattened batch, as a batch of their own."""
         M = self.M if self.M is None or self.M.shape[0] == 1 else self.M[index]
         Y = self.Y if self.Y.shape[0] == 1 else self.Y[index]
-        return replace(self, M=M, Y=Y, batch=torch.Size(index.shape))
+        ridge = self.ridge[index] if isinstance(self.ridge, Tensor) and len(self.ridge) > 1 else self.ridge
+        return replace(self, M=M, Y=Y, ridge=ridge, batch=torch.Size(index.shape))
 
     def Y_norm(self) -> Tensor:
         """``||Y||_F``, ``[B]`` float64."""
@@ -227,11 +243,16 @@ class Problem:
 
     def loss_of(self, sums: Tensor) -> Tensor:
         """Losses in the dtype of X from sums of squared residuals."""
-        return _reference.loss_of_sums(sums, self.loss, self.m * self.p).to(self.dtype)
+        return _reference.loss_of_sums(sums, self.loss, self.elements).to(self.dtype)
 
     def of_user(self, X: Tensor) -> Tensor:
         """``[B, m, n]`` back to the user's batch shape and orientation."""
-        X = X.view(*self.batch, *X.shape[-2:])
+        return self.as_given(X.view(*self.batch, *X.shape[-2:]))
+
+    def as_given(self, X: Tensor) -> Tensor:
+        """The inverse of `as_rows`."""
+        if self.vector:
+            return X.squeeze(-2)
         return X.mT if self.left else X
 
     @property
@@ -241,24 +262,28 @@ class Problem:
 
     def is_same(self, other: Problem, *, by_value: bool = False) -> bool:
         """Whether it is the same equation as ``other``, by the identity of the user's tensors or by their values."""
+        numbers = [ridge for ridge in (self.ridge, other.ridge) if not isinstance(ridge, Tensor)]
+        if len(self.sources) != len(other.sources) or len(set(numbers)) > 1:
+            return False
         if by_value:
             return not other.changed and all(a.equals(b) for a, b in zip(self.sources, other.sources, strict=True))
         return all(a.is_same(b) for a, b in zip(self.sources, other.sources, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """For `from_state_dict`. M and Y are copied, since the user may change them."""
-        M, Y = (None if source.tensor is None else source.tensor.clone() for source in self.sources)
+        """For `from_state_dict`. M, Y and a ridge tensor are copied, since the user may change them."""
+        M, Y, *more = (None if source.tensor is None else source.tensor.clone() for source in self.sources)
         dtype = str(self.precision.inputs).removeprefix("torch.")
         values = {"M": M, "Y": Y, "loss": self.loss, "left": self.left, "input_dtype": dtype, "changed": self.changed}
+        values["ridge"] = more[0] if isinstance(self.ridge, Tensor) else self.ridge
         return _saved.sealed("Problem", {name: _saved.plain(value) for name, value in values.items()})
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any], X: Tensor) -> Problem:
         """The problem that X is a solution of."""
-        names = ("M", "Y", "loss", "left", "input_dtype", "changed")
+        names = ("M", "Y", "loss", "left", "input_dtype", "changed", "ridge")
         values = _saved.opened(state_dict, "Problem", names)
-        M, Y, loss, left, dtype, changed = (values[name] for name in names)
-        problem = cls.of(M, Y, X.to(getattr(torch, dtype)), loss, left)
+        M, Y, loss, left, dtype, changed, ridge = (values[name] for name in names)
+        problem = cls.of(M, Y, X.to(getattr(torch, dtype)), loss, left, ridge)
         if changed:  # the numbers that were solved for are lost; these must not be taken for them
-            problem = replace(problem, sources=(Source(M, -1), Source(Y, -1)))
+            problem = replace(problem, sources=tuple(Source(source.tensor, -1) for source in problem.sources))
         return problem

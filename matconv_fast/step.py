@@ -47,10 +47,10 @@ def heavy_ball_step(
     The update of ``torch.optim.SGD(momentum=momentum, dampening=0, nesterov=False)``.
 
     Args:
-        X: ``[*, m, n]``, floating-point.
-        V: ``[*, m, n]``, the momentum buffer; zeros before the first step.
+        X: ``[*, m, n]``, floating-point; ``[*, n]`` where Y is a vector.
+        V: as X, the momentum buffer; zeros before the first step.
         M: ``[*, n, p]``, or None for the identity.
-        Y: ``[*, m, p]``, or None for the identity.
+        Y: ``[*, m, p]``, or None for the identity; or a vector ``[p]``, which serves every problem, with m = 1.
         lr: step size, at least 0: a number, a 0-d tensor or one value per problem.
         momentum: at least 0; likewise.
         loss: ``"mse"``, ``"sse"`` or ``"fro"``, see `residual_loss`.
@@ -72,6 +72,10 @@ def heavy_ball_step(
     stepped = _ops.try_heavy_ball_step(X, V, M, Y, lr, momentum, loss)
     if stepped is not None:
         return stepped
+    if _checks.is_vector(Y):
+        X, V, Y = _checks.row("X", X), _checks.row("V", V), _checks.row("Y", Y)
+        X2, V2, before = heavy_ball_step(X, V, M, Y, lr=lr, momentum=momentum, loss=loss)
+        return X2.squeeze(-2), V2.squeeze(-2), before
     batch, state, M32, Y32, rate, decay = _prepare(X, V, M, Y, lr, momentum, loss)
     _checks.momentum_buffer(X, V, batch)
     before, gradient = _ops.loss_and_gradient(state, M32, Y32, loss)
@@ -96,10 +100,10 @@ def heavy_ball_step_(
     float32 when M and Y are bfloat16 or float16: a low-precision X loses the small updates.
 
     Args:
-        X: ``[*, m, n]``, floating-point, holding the whole batch; updated.
+        X: ``[*, m, n]``, floating-point, holding the whole batch; updated. ``[*, n]`` where Y is a vector.
         V: as X; updated. Zeros before the first step.
         M: ``[*, n, p]``, or None for the identity.
-        Y: ``[*, m, p]``, or None for the identity.
+        Y: ``[*, m, p]``, or None for the identity; or a vector ``[p]``, which serves every problem, with m = 1.
         lr: step size, at least 0: a number, a 0-d tensor or one value per problem.
         momentum: at least 0; likewise.
         loss: ``"mse"``, ``"sse"`` or ``"fro"``, see `residual_loss`.
@@ -123,6 +127,10 @@ def heavy_ball_step_(
     before = _ops.try_heavy_ball_step_(X, V, M, Y, lr, momentum, loss)
     if before is not None:
         return before
+    if _checks.is_vector(Y):
+        with torch.no_grad():  # views of a leaf that requires grad
+            X, V, Y = _checks.row("X", X), _checks.row("V", V), _checks.row("Y", Y)
+            return heavy_ball_step_(X, V, M, Y, lr=lr, momentum=momentum, loss=loss)
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
             "heavy_ball_step_ updates in place, which torch.func transforms do not support: use heavy_ball_step, or "

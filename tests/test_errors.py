@@ -27,7 +27,7 @@ CASES = {
     "complex": (lambda: mcf.distance(M + 0j, M), TypeError, "A must be of dtype .*complex64 tensor"),
     "bool": (lambda: mcf.is_close(M > 0, M > 0), TypeError, "A must be of dtype .*bool tensor"),
     "sparse": (lambda: mcf.solve(M.to_sparse()), TypeError, r"M must be dense, got layout torch.sparse_coo; M.to_dense\(\)"),
-    "vector": (lambda: mcf.solve(M, torch.ones(3)), ValueError, r"Y must be a matrix.*shape \[3\]"),
+    "vector": (lambda: mcf.solve(torch.ones(3), M), ValueError, r"M must be a matrix.*shape \[3\]"),
     "mixed dtypes": (lambda: mcf.solve(M, M.double()), TypeError, "one dtype.*M: float32.*Y: float64"),
     "low-precision X": (lambda: mcf.residual_loss(M.half(), M), TypeError, "one dtype.*X: float16.*M: float32"),
     "mixed devices": (lambda: mcf.solve(M, M.to("meta")), ValueError, "one device.*on cpu.*on meta"),

@@ -21,7 +21,7 @@ LAYERS = [
     ["matconv_fast._checks", "matconv_fast._saved"],
     ["matconv_fast._ops.backend"],
     ["matconv_fast._ops.*"],
-    [f"matconv_fast.{name}" for name in ("losses", "distance", "step", "precision", "problem")],
+    [f"matconv_fast.{name}" for name in ("losses", "distance", "step", "precision", "source", "problem")],
     ["matconv_fast.solvers.solver"],
     ["matconv_fast.solvers.*"],
     [f"matconv_fast.solve.{name}" for name in ("status", "options", "progress", "flags", "graph")],

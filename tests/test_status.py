@@ -63,10 +63,11 @@ def test_non_finite_hyperparameter(backend):
 
 
 @pytest.mark.long
-def test_singular_M_stagnates_and_says_why(backend):
+def test_singular_M_ends_at_its_minimum_and_says_why(backend):
     M = torch.diag(torch.tensor([1.0, 2.0, 0.0]))
     sol = mcf.solve(M)
-    assert status(sol) is mcf.Status.STAGNATED
+    assert status(sol) is mcf.Status.LEAST_SQUARES
+    assert not bool(sol.converged)
     assert int(sol.iterations) <= 3_000
     assert "M is singular (rank 2 of 3 columns)" in sol.message
     short = mcf.solve(M, max_iters=100)
@@ -77,7 +78,19 @@ def test_singular_M_stagnates_and_says_why(backend):
 @pytest.mark.long
 def test_an_overdetermined_equation_names_its_shape(backend):
     M = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
-    assert "M is 2 x 5 (rank 2 of 5 columns)" in mcf.solve(M, torch.ones(3, 5)).message
+    sol = mcf.solve(M, torch.ones(3, 5))
+    assert "M is 2 x 5 (rank 2 of 5 columns)" in sol.message
+    assert status(sol) is mcf.Status.LEAST_SQUARES
+    assert bool(sol.converged)
+
+
+@pytest.mark.long
+def test_a_minimum_in_a_batch_is_told_from_a_stagnated_problem(backend):
+    """One at its minimum, one at the rounding floor of a tolerance that float32 cannot meet, one that converges."""
+    M = torch.stack([torch.diag(torch.tensor([1.0, 2.0, 0.0])), well_conditioned(3, dtype=torch.float32), torch.eye(3)])
+    Y = torch.stack([torch.eye(3), torch.eye(3), torch.zeros(3, 3)])
+    sol = mcf.solve(M, Y, rtol=1e-12)
+    assert sol.status.tolist() == [mcf.Status.LEAST_SQUARES, mcf.Status.STAGNATED, mcf.Status.CONVERGED]
 
 
 @pytest.mark.long

@@ -78,6 +78,16 @@ def _residual(X: Tensor, M: Tensor, Y: Tensor) -> _Enclosed:
     return _Enclosed(value, SLACK * error)
 
 
+def _with_exact_ridge(problem: Problem, M: Tensor) -> _Enclosed:
+    """M with ``sqrt(ridge)`` as float64 has it, where the solvers use one rounded to the dtype of M."""
+    ridge = torch.as_tensor(problem.ridge, dtype=torch.float64, device=M.device).reshape(-1, 1, 1)
+    block = ridge.sqrt() * torch.eye(problem.n, dtype=torch.float64, device=M.device)
+    value = torch.cat([M[..., : problem.columns], block.expand(len(M), -1, -1)], -1)
+    error = torch.zeros_like(value)
+    error[..., problem.columns :] = 2 * UNIT * block
+    return _Enclosed(value, error)
+
+
 @torch.no_grad()
 def error_bound(problem: Problem, X: Tensor) -> Tensor:
     """``||X - X*||_F`` is at most this, ``[B]`` float64; infinity where M is too close to singular to tell.
@@ -95,7 +105,12 @@ def error_bound(problem: Problem, X: Tensor) -> Tensor:
     if 0 in (problem.m, problem.n):
         return torch.zeros_like(none)
     M = _Enclosed(problem.M.double())
-    B, A = _residual(X, M.value, Y), M
+    if problem.has_ridge:
+        M = _with_exact_ridge(problem, M.value)
+        B = _Enclosed(X.double()) @ M - _Enclosed(Y)
+    else:
+        B = _residual(X, M.value, Y)
+    A = M
     if problem.n < problem.p:
         B, A = B @ M.T, M @ M.T
     P, _ = torch.linalg.inv_ex(torch.where(A.value.isfinite().all(-1).all(-1)[:, None, None], A.value, 0))

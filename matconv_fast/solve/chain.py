@@ -12,6 +12,7 @@ from ..solvers import Refinement, Solver
 from ..solvers.measure import Measure
 from . import loop
 from .checkpoint import Checkpoint
+from .history import least_stride
 from .options import Options
 from .status import Status
 
@@ -25,13 +26,14 @@ class Outcome:
 
     end: Checkpoint
     history: Tensor
+    every: int
     method: str
 
 
 def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint) -> Outcome:
     """`loop.run`, and the solver's fallbacks on the problems that need them, each from the same start."""
     first = loop.run(problem, solver, options, start)
-    end, history = first.end, first.history
+    end, history, every = first.end, first.history, first.every
     method = f"{type(solver).__name__}: {first.plan.algorithm} ({first.plan.backend})"
     if reason := solver.reason(problem):
         method += f"; {reason}"
@@ -46,10 +48,13 @@ def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint) -
             break
         fresh = Checkpoint.fresh(X, other.init(part, X), other, end.iterations[rest])
         again = loop.run(part, other, replace(options, max_iters=options.limit - spent, progress=False), fresh)
-        end, history = _merged(end, history, again, rest)
+        if every:
+            bounded = options.record_every is None
+            history, every = _appended(history, every, again, rest, bounded=bounded)
+        end = _merged(end, again.end, rest)
         accurate = isinstance(other, Refinement)
         method += f"; {len(rest)} of {problem.size} by {type(other).__name__}: {again.plan.algorithm}"
-    return Outcome(end, history, method)
+    return Outcome(end, history, every, method)
 
 
 def _unanswered(problem: Problem, end: Checkpoint, accurate: bool) -> Tensor:
@@ -61,9 +66,8 @@ def _unanswered(problem: Problem, end: Checkpoint, accurate: bool) -> Tensor:
     return (~final & ~(at_floor & (end.status == Status.STAGNATED))).nonzero()[:, 0]
 
 
-def _merged(end: Checkpoint, history: Tensor, again: loop.Outcome, rest: Tensor) -> tuple[Checkpoint, Tensor]:
+def _merged(end: Checkpoint, new: Checkpoint, rest: Tensor) -> Checkpoint:
     """The better of both answers of the problems ``rest``: an answer counts more than a small residual."""
-    new = again.end
     answered = (new.status == Status.CONVERGED) | (new.status == Status.LEAST_SQUARES)
     better = answered | (new.last < end.last[rest])
 
@@ -74,13 +78,19 @@ def _merged(end: Checkpoint, history: Tensor, again: loop.Outcome, rest: Tensor)
     fields = {name: put(getattr(end, name), getattr(new, name)) for name in ("X", "status", "last")}
     iterations = end.iterations.index_copy(0, rest, new.iterations)
     best = end.best.index_copy(0, rest, torch.fmin(new.best, end.best[rest]))
-    return replace(end, **fields, iterations=iterations, best=best), _appended(history, again.history[:, 1:], rest)
+    return replace(end, **fields, iterations=iterations, best=best)
 
 
-def _appended(history: Tensor, more: Tensor, rest: Tensor) -> Tensor:
-    """``history [B, H]`` with ``more [b, h]`` written behind the entries of the problems ``rest``."""
-    if not history.shape[1]:
-        return history
+def _appended(history: Tensor, every: int, again: loop.Outcome, rest: Tensor, *, bounded: bool) -> tuple[Tensor, int]:
+    """``history [B, H]`` with that of ``again [b, h]`` behind the entries of the problems ``rest``, and its stride.
+
+    The entry of the common start is left out. Strides that double become one that suits both.
+    """
+    stride = max(every, again.every)
+    history, more = history[:, :: stride // every], again.history[:, :: stride // again.every][:, 1:]
+    if bounded:
+        factor = least_stride(history.shape[0], history.shape[1], more.shape[1])
+        history, more, stride = history[:, ::factor], more[:, factor - 1 :: factor], factor * stride
     begin = (~history.isnan()).sum(1)[rest]
     longest = int((begin + (~more.isnan()).sum(1)).max())
     width = max(history.shape[1], longest)
@@ -89,4 +99,4 @@ def _appended(history: Tensor, more: Tensor, rest: Tensor) -> Tensor:
     rows = rest[:, None].expand(-1, more.shape[1])
     columns = begin[:, None] + torch.arange(more.shape[1], device=history.device)
     wide[rows, columns] = more
-    return wide[:, :width].contiguous()
+    return wide[:, :width].contiguous(), stride

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import _reference
+from ..kernels.contract import LEAST_SQUARES, STAGNATED
 from ..problem import Problem
+from ..solvers.measure import MOST_CHECKED, Measure, norm
 from .options import Options
 
 # A residual within this many units of rounding of ||X|| ||M|| + ||Y|| may be as small as the dtype allows. The number
@@ -43,6 +45,20 @@ def stagnated(problem: Problem, X: Tensor, sums: Tensor, best: Tensor, mark: Ten
     halted = best > (1 - 4 * eps) * mark
     still = sums <= (1 + 1e-3) * best
     return halted & (still | (at_rounding_floor(problem, X, sums) & (sums <= 100 * best)))
+
+
+def codes_at_halt(problem: Problem, X: Tensor) -> Tensor:
+    """LEAST_SQUARES for each problem whose ``||R M^T||`` is 0 up to rounding, STAGNATED for the others; ``[B]`` int64.
+
+    On CPUs, up to `MOST_CHECKED` rows or columns, a singular value decomposition in float64 must agree.
+    """
+    measure = Measure(problem)
+    R = measure.residual(X)
+    r, slope = norm(R), norm(measure.normal(R))
+    minimum = measure.flat(slope, r) | (~measure.at_floor(X, r) & measure.flat_at_halt(slope, r, X))
+    if not measure.waits and min(problem.n, problem.p) <= MOST_CHECKED and bool(minimum.any()):
+        minimum &= ~measure.minimum_refuted(R)
+    return torch.where(minimum, LEAST_SQUARES, STAGNATED)
 
 
 def at_rounding_floor(problem: Problem, X: Tensor, sums: Tensor) -> Tensor:

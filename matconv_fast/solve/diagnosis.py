@@ -21,7 +21,8 @@ def explain(problem: Problem, end: Checkpoint, options: Options, index: int) -> 
     """One problem's outcome in a sentence or two, with what to do about it."""
     status, iterations = Status(int(end.status[index])), int(end.iterations[index])
     tolerance = float(convergence.tolerance(problem, options)[index])
-    reached = f"||R||_F = {float(end.last[index]) ** 0.5:.3g} after {iterations} iterations"
+    size = "sqrt(||R||_F^2 + ridge ||X||_F^2)" if problem.has_ridge else "||R||_F"
+    reached = f"{size} = {float(end.last[index]) ** 0.5:.3g} after {iterations} iterations"
     if status is Status.CONVERGED:
         return f"converged: {reached}, within the tolerance {tolerance:.3g}"
     if problem.changed:
@@ -33,7 +34,7 @@ def explain(problem: Problem, end: Checkpoint, options: Options, index: int) -> 
         return f"diverged: {reached}; {end.solver.explain(problem, ending) or 'lower lr or momentum'}"
     missing = f"{reached}, above the tolerance {tolerance:.3g}"
     if status is Status.LEAST_SQUARES:
-        return f"least-squares minimum: {missing}; {_minimum(problem)}"
+        return f"least-squares minimum: {missing}; {_minimum(problem, index)}"
     if status is Status.BREAKDOWN:
         return f"breakdown: {missing}; {end.solver.explain(problem, ending) or _singular(problem, index)}"
     if status is Status.MAX_ITERATIONS and options.limit == 0:
@@ -44,7 +45,11 @@ def explain(problem: Problem, end: Checkpoint, options: Options, index: int) -> 
     return f"max_iters reached: {missing}; {cause or end.solver.advice(problem)}"
 
 
-def _minimum(problem: Problem) -> str:
+def _minimum(problem: Problem, index: int) -> str:
+    if problem.has_ridge:
+        return "the gradient of that is 0 up to rounding, so no X has a smaller one"
+    if min(problem.n, problem.p) <= MOST_DIRECT and (cause := _unsolvable_by_rank(problem, index)):
+        return cause
     gradient, norms = ("||M^T R||", "||M|| ||R||") if problem.left else ("||R M^T||", "||R|| ||M||")
     return f"no X has a smaller residual up to rounding, by {gradient} over {norms}; set atol above it"
 
@@ -59,7 +64,10 @@ def _all_finite(t: Tensor | None) -> bool:
 
 def _nonfinite(problem: Problem, end: Checkpoint, ending: Ending) -> str:
     M, Y = problem.one(ending.index)
-    found = [name for name, t in (("M", M), ("Y", Y)) if not _all_finite(t)]
+    given = ("M", M), ("Y", Y)
+    if M is not None and problem.has_ridge:
+        given = ("M", M[:, : problem.columns]), ("Y", Y), ("the square root of ridge", M[:, problem.columns :])
+    found = [name for name, t in given if not _all_finite(t)]
     if ending.iterations == 0 and not _all_finite(end.X[ending.index]):
         found.append("X0")
     if found:
@@ -88,7 +96,7 @@ def _unsolvable(problem: Problem, end: Checkpoint, index: int) -> str:
 def _unsolvable_by_rank(problem: Problem, index: int) -> str:
     """By the singular values of M in float64: those of a float32 M have a rank that float64 would not confirm."""
     M, _ = problem.one(index)
-    if M is None or 0 in M.shape:
+    if M is None or 0 in M.shape or problem.has_ridge:
         return ""
     n, p = M.shape
     s = torch.linalg.svdvals(M.double())

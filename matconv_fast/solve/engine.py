@@ -12,8 +12,9 @@ from torch.autograd import forward_ad
 
 from .. import _checks, _ops
 from .._ops import backend
-from ..problem import Problem, Source
+from ..problem import Problem
 from ..solvers import Auto, Factor, Refinement, Solver
+from ..source import Source
 from . import chain, implicit
 from .checkpoint import Checkpoint
 from .options import Options
@@ -29,33 +30,36 @@ def solution_of(
     solver: Solver | None,
     loss: str,
     left: bool,
+    ridge: float | Tensor,
     **options_given: Any,
 ) -> Solution:
     """See `matconv_fast.solve`, whose arguments these are."""
     options = Options(**options_given)
     if isinstance(M, Factor):
-        solver, M = _with_factor(M, solver, left=left)
+        solver, M = _with_factor(M, solver, left=left, ridge=ridge)
     if solver is not None and not isinstance(solver, Solver):
         raise TypeError(f"solver must be a solver object such as HeavyBall(), got {_checks.describe(solver)}")
     with torch.no_grad(), _without_autocast(M, Y), whole_solve(M, Y, X0):
-        _refuse_transforms(M, Y)
-        problem = Problem.of(M, Y, None if isinstance(X0, Solution) else X0, loss, left)
+        _refuse_transforms(M, Y, ridge)
+        problem = Problem.of(M, Y, None if isinstance(X0, Solution) else X0, loss, left, ridge)
         if isinstance(X0, Solution):
             start = _resume(problem, options, solver, X0)
             solver = solver or start.solver
         else:
             solver = solver or Auto()
-            start = _fresh(problem, solver, X0)
+            start = _fresh(problem, options, solver, X0)
         solution = _solution(problem, options, start, chain.run(problem, solver, options, start))
-    if backend.records_grad(M, Y):
-        solution = replace(solution, X=_differentiable(M, Y, solution, left=left))
+    if backend.records_grad(M, Y, ridge if isinstance(ridge, Tensor) else None):
+        solution = replace(solution, X=_differentiable(M, Y, ridge, solution))
     if options.throw:
         solution.raise_for_status()
     return solution
 
 
-def _with_factor(factor: Factor, solver: Solver | None, *, left: bool) -> tuple[Solver, Tensor]:
+def _with_factor(factor: Factor, solver: Solver | None, *, left: bool, ridge: float | Tensor) -> tuple[Solver, Tensor]:
     """The solver that uses the factor, and the M that it is of."""
+    if isinstance(ridge, Tensor) or ridge != 0:
+        raise ValueError(f"a Factor is of M without a ridge, got ridge={_checks.describe(ridge)}: pass M itself")
     if solver is not None:
         raise ValueError(f"a Factor in place of M is used by Refinement, so solver must be None, got {solver}")
     if factor.left != left:
@@ -65,9 +69,21 @@ def _with_factor(factor: Factor, solver: Solver | None, *, left: bool) -> tuple[
     return Refinement(factor), factor.M
 
 
-def _fresh(problem: Problem, solver: Solver, X0: Tensor | None) -> Checkpoint:
+def _fresh(problem: Problem, options: Options, solver: Solver, X0: Tensor | None) -> Checkpoint:
     X = problem.start(X0)
+    if X0 is not None:
+        X = _exact_at_zero(problem, options, X)
     return Checkpoint.fresh(X, solver.init(problem, X), solver)
+
+
+def _exact_at_zero(problem: Problem, options: Options, X: Tensor) -> Tensor:
+    """X, but 0 where Y is 0 and the tolerance therefore, too: no other X meets it but by underflow."""
+    if problem.identity or options.atol > 0 or options.relative(problem.precision.inputs) == 0:
+        return X
+    zero = ~problem.Y.any(-1).any(-1)
+    if zero.device.type == "cpu" and not bool(zero.any()):
+        return X
+    return X.masked_fill(zero[:, None, None], 0)
 
 
 def _resume(problem: Problem, options: Options, solver: Solver | None, previous: Solution) -> Checkpoint:
@@ -80,7 +96,7 @@ def _resume(problem: Problem, options: Options, solver: Solver | None, previous:
     if end is None:
         raise ValueError("X0 is a Solution of iterate(), which has no state to continue from; pass its X instead")
     before, now = previous.problem, problem
-    for name in ("batch", "m", "n", "p", "loss", "left", "dtype", "device"):
+    for name in ("batch", "m", "n", "columns", "loss", "left", "vector", "dtype", "device"):
         if getattr(before, name) != getattr(now, name):
             raise ValueError(
                 f"X0 is a Solution of another kind of problem: its {name} is {getattr(before, name)}, this one's "
@@ -94,18 +110,20 @@ def _resume(problem: Problem, options: Options, solver: Solver | None, previous:
         )
     by_value = previous.restored
     if not problem.is_same(previous.problem, by_value=by_value):
-        solver = solver or end.solver
-        state = end.state if solver.carries_state else solver.init(problem, end.X)
-        return Checkpoint.fresh(end.X, state, solver, end.iterations)
+        solver, X = solver or end.solver, _exact_at_zero(problem, options, end.X)
+        state = end.state if solver.carries_state else solver.init(problem, X)
+        return Checkpoint.fresh(X, state, solver, end.iterations)
     same_solver = solver is None or solver.is_same(end.solver, by_value=by_value)
     return end.continued(all_problems=not (same_solver and options.tolerances == previous.options.tolerances))
 
 
-def _differentiable(M: Tensor | None, Y: Tensor | None, solution: Solution, *, left: bool) -> Tensor:
-    if not left:
-        return implicit.differentiable(M, Y, solution.X, solution.status)
-    M, Y = (None if t is None else t.mT for t in (M, Y))
-    return implicit.differentiable(M, Y, solution.X.mT, solution.status).mT
+def _differentiable(M: Tensor | None, Y: Tensor | None, ridge: float | Tensor, solution: Solution) -> Tensor:
+    problem, start = solution.problem, solution.start
+    assert start is not None
+    M = M.mT if problem.left and M is not None else M
+    Y, X = None if Y is None else problem.as_rows(Y), problem.as_rows(solution.X)
+    X0 = start.X.view(*problem.batch, problem.m, problem.n)
+    return problem.as_given(implicit.differentiable(M, Y, ridge, (X, X0, solution.status)))
 
 
 def _without_autocast(M: Any, Y: Any) -> contextlib.AbstractContextManager[Any]:
@@ -118,7 +136,7 @@ def _without_autocast(M: Any, Y: Any) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def _refuse_transforms(M: Tensor | None, Y: Tensor | None) -> None:
+def _refuse_transforms(M: Tensor | None, Y: Tensor | None, ridge: float | Tensor) -> None:
     """Raise where the result would silently lack a derivative, or be one problem of a batch."""
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
@@ -127,7 +145,7 @@ def _refuse_transforms(M: Tensor | None, Y: Tensor | None) -> None:
         )
     if forward_ad._current_level < 0:
         return
-    for name, t in (("M", M), ("Y", Y)):
+    for name, t in (("M", M), ("Y", Y), ("ridge", ridge)):
         if isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None:
             raise NotImplementedError(
                 f"{name} carries a forward-mode tangent, and solve() has reverse-mode gradients alone: pass "
@@ -138,7 +156,7 @@ def _refuse_transforms(M: Tensor | None, Y: Tensor | None) -> None:
 def _solution(problem: Problem, options: Options, start: Checkpoint, outcome: chain.Outcome) -> Solution:
     end, batch = outcome.end, problem.batch
     loss, residual_norm, iterations, status = _ops.end_run(
-        end.last, end.iterations, end.status, end.X, batch, problem.loss_code, problem.m * problem.p
+        end.last, end.iterations, end.status, end.X, batch, problem.loss_code, problem.elements
     )
     return Solution(
         X=problem.of_user(end.X.clone()),  # a copy, which the user may modify
@@ -147,6 +165,7 @@ def _solution(problem: Problem, options: Options, start: Checkpoint, outcome: ch
         iterations=iterations,
         status=status,
         history=outcome.history.view(*batch, outcome.history.shape[1]),
+        record_every=outcome.every,
         method=outcome.method,
         state=end,
         problem=problem,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,7 @@ from .. import _checks
 from .._ops import distance
 from ..kernels.contract import ORDS
 from ..problem import Problem
+from .history import MOST_ENTRIES
 from .options import Options
 from .progress import progress_bar
 from .solution import Solution
@@ -31,7 +33,7 @@ def iterate(
     max_iters: int = 100,
     check_every: int | None = None,
     ord: str | int = "fro",  # noqa: A002 - torch.linalg's own name
-    record_every: int = 1,
+    record_every: int | None = None,
     progress: bool = False,
     throw: bool = False,
 ) -> Solution:
@@ -51,7 +53,7 @@ def iterate(
         max_iters: most updates made.
         check_every: updates between two checks by the host; None is 1 on a CPU and 32 elsewhere.
         ord: norm of the distance, ``"fro"``, ``"max"`` or ``1``; see `distance`.
-        record_every: updates between two entries of the history; 0 records none.
+        record_every: updates between two entries of the history; 0 records none; None as in `solve`.
         progress: show a progress bar (needs tqdm).
         throw: raise unless every problem converges.
 
@@ -88,7 +90,8 @@ def iterate(
 
     running = (gap > tolerance) & gap.isfinite()
     iterations = torch.zeros_like(gap, dtype=torch.int64)
-    history = [gap]
+    history, record = [gap], 1 if record_every is None else record_every
+    most = max(MOST_ENTRIES // max(problem.size, 1), 1) if record_every is None else math.inf
     done, going = 0, bool(running.any())
     with progress_bar(progress, max_iters) as bar:
         while going and done < max_iters:
@@ -101,8 +104,10 @@ def iterate(
             else:
                 X, gap, running = work, now, now > tolerance
             done += 1
-            if record_every and done % record_every == 0:
+            if record and done % record == 0:
                 history.append(gap)
+                if len(history) > most:
+                    history, record = history[::2], 2 * record
             if done % every == 0:
                 going = bool(running.any() if masked else running)
                 if progress:
@@ -112,8 +117,8 @@ def iterate(
 
     status = torch.where(gap <= tolerance, int(Status.CONVERGED), int(Status.MAX_ITERATIONS))
     status = torch.where(gap.isfinite(), status, int(Status.NONFINITE))
-    entries = iterations // max(record_every, 1) + 1
-    recorded = torch.stack(history, -1)[..., : int(entries.max()) if record_every and problem.size else 0]
+    entries = iterations // max(record, 1) + 1
+    recorded = torch.stack(history, -1)[..., : int(entries.max()) if record and problem.size else 0]
     past = torch.arange(recorded.shape[-1], device=A.device) >= entries[..., None]
     solution = Solution(
         X=X if masked else X.clone(),  # the update may have returned a tensor that the user keeps
@@ -122,6 +127,7 @@ def iterate(
         iterations=iterations,
         status=status,
         history=recorded.masked_fill(past, torch.nan),
+        record_every=record,
         method="the user's update",
         state=None,
         problem=problem,

@@ -26,12 +26,14 @@ class Outcome:
 
     Attributes:
         end: where it ended.
-        history: ``[B, H]``, losses after 0, record_every, 2 record_every, ... updates of this run; NaN past the stop.
+        history: ``[B, H]``, losses after 0, every, 2 every, ... updates of this run; NaN past the stop.
+        every: updates between two entries of the history.
         plan: how it ran.
     """
 
     end: Checkpoint
     history: Tensor
+    every: int
     plan: Plan
 
 
@@ -47,7 +49,7 @@ def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint) -
 def _run(work: Run, options: Options) -> Outcome:
     problem, start, plan, standing = work.problem, work.start, work.plan, work.standing
     work.check_start()
-    history = History(problem, options.record_every, work.flags.lags)
+    history = History.recorded(problem, options.record_every, work.flags.lags)
     interval, age, done = options.stagnation_interval(problem.precision.inputs), start.age, 0
     if plan.verdicts:  # the solver knows better
         interval = options.patience
@@ -86,4 +88,4 @@ def _run(work: Run, options: Options) -> Outcome:
         X, state, work.solver, iterations, status, standing.last, standing.bail, standing.best, mark, age
     )  # fmt: skip
     with work.phase("history"):  # the host waits for the number of entries
-        return Outcome(end, history.finish(standing.updates, standing.last), plan)
+        return Outcome(end, history.finish(standing.updates, standing.last), history.every, plan)

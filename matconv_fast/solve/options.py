@@ -25,7 +25,7 @@ class Options:
     rtol: float | None = None
     max_iters: int | None = None
     check_every: int | None = None
-    record_every: int = 1
+    record_every: int | None = None
     patience: int | None = None
     progress: bool = False
     throw: bool = False
@@ -36,7 +36,7 @@ class Options:
             _checks.number("rtol", self.rtol, minimum=0)
         _checks.integer("max_iters", self.max_iters, 0, optional=True)
         _checks.integer("check_every", self.check_every, 1, optional=True)
-        _checks.integer("record_every", self.record_every, 0)
+        _checks.integer("record_every", self.record_every, 0, optional=True)
         _checks.integer("patience", self.patience, 1, optional=True)
 
     @property

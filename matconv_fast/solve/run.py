@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _ops
 from .._ops.info import record
-from ..kernels.contract import RUNNING, STAGNATED, Trace
+from ..kernels.contract import RUNNING, Trace
 from ..problem import Problem
 from ..solvers import Iterate, Solver
 from . import convergence
@@ -92,7 +92,14 @@ class Run:
         standing = self.standing
         halted = convergence.stagnated(self.problem, self.iterate.X, standing.last, standing.best, mark, explicit)
         halted &= standing.status == RUNNING
-        standing.status.masked_fill_(halted, STAGNATED)
+        if not self.flags.lags:  # the codes of the few that halted
+            which = halted.nonzero()[:, 0]
+            if len(which):
+                part, X = self.problem.select(which), self.iterate.X[which]
+                standing.status[which] = convergence.codes_at_halt(part, X)
+        else:
+            codes = convergence.codes_at_halt(self.problem, self.iterate.X)
+            standing.status.copy_(torch.where(halted, codes, standing.status))
         standing.counts[0] -= halted.sum()
         self.flags.send(standing.counts)
 

@@ -63,14 +63,14 @@ def _advanced(solution: Solution, start: Checkpoint, options: Options) -> Checkp
 def _iterate(solution: Solution, index: int) -> Tensor:
     """X ``[m, n]`` of one problem, in the orientation that was iterated in."""
     problem = solution.problem
-    X = solution.X.mT if problem.left else solution.X
-    return X.reshape(problem.size, problem.m, problem.n)[index]
+    return problem.as_rows(solution.X).reshape(problem.size, problem.m, problem.n)[index]
 
 
 def _snapshot(solution: Solution, X: Tensor, index: int, iteration: int) -> Snapshot:
     problem = solution.problem
     R = _reference.residual(X, *problem.one(index))
     loss = problem.loss_of((R * R).sum(dtype=torch.float64))
+    R = R[:, : problem.columns]
     return Snapshot(iteration, (R.mT if problem.left else R).cpu(), float(loss))
 
 
@@ -78,7 +78,7 @@ def curves(solution: Solution, names: Sequence[str]) -> list[Curve]:
     """Loss curves of the first problems of a batch, one a name."""
     history = solution.history.reshape(solution.problem.size, solution.history.shape[-1])
     before = [0] * solution.problem.size if solution.start is None else solution.start.iterations.tolist()
-    every = solution.options.record_every or 1
+    every = solution.record_every or 1
     return [
         Curve.of("loss" if name == "residual" else name, history[index], every, before[index])
         for index, name in enumerate(names)

@@ -37,7 +37,7 @@ class ConvergenceError(RuntimeError):
         return ConvergenceError, (str(self), self.solution)  # picklable, to leave another process
 
 
-_SAVED = ("X", "loss", "residual_norm", "iterations", "status", "history", "method")
+_SAVED = ("X", "loss", "residual_norm", "iterations", "status", "history", "record_every", "method")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,13 +45,15 @@ class Solution:
     """Result of `solve`, `inv` or `iterate`: tensors on the problem's device, one entry per problem of the batch.
 
     Attributes:
-        X: the iterate at which each problem stopped, ``[*, m, n]``, in float32 for bfloat16 and float16 inputs.
+        X: the iterate at which each problem stopped, ``[*, m, n]`` (``[*, n]`` for a vector Y), in float32 for
+            bfloat16 and float16 inputs.
         loss: its loss.
         residual_norm: its ``||X @ M - Y||_F`` (for `iterate`, the distance in the norm asked for), float64.
         iterations: updates made, int64; with ``X0=solution`` those of the earlier solve included.
         status: `Status` codes, int64.
         history: ``[*, H]``, the loss after 0, record_every, 2 record_every, ... updates of this call; NaN after a
             problem has stopped.
+        record_every: iterations between two entries of the history.
         method: what ran: solver, algorithm and backend.
         state: what ``solve(..., X0=solution)`` continues from; None for `iterate`.
         restored: whether it was loaded or copied. Then ``solve(..., X0=solution)`` compares M and Y by value, for which
@@ -66,6 +68,7 @@ class Solution:
     iterations: Tensor
     status: Tensor
     history: Tensor
+    record_every: int
     method: str
     state: Checkpoint | None
     problem: Problem = field(repr=False)
@@ -137,7 +140,7 @@ class Solution:
         """
         if self.problem.changed:
             raise ValueError("M or Y was modified in place since the solve: call error_bound() before that")
-        X = self.X.detach().mT if self.problem.left else self.X.detach()
+        X = self.problem.as_rows(self.X.detach())
         X = X.reshape(self.problem.size, self.problem.m, self.problem.n)
         return bound.error_bound(self.problem, X).view(self.problem.batch)
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ..problem import Problem, Source
+from ..problem import Problem
+from ..source import Source
 from .measure import is_symmetric, norm
 
 KINDS = ("cholesky", "lu", "gram", "qr")

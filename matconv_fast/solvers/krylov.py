@@ -19,14 +19,12 @@ from torch import Tensor
 from .._ops import Plan
 from ..kernels.contract import LEAST_SQUARES, RUNNING, STAGNATED, StopCriteria, Trace
 from ..problem import Problem
-from .measure import LEAST_SQUARES_UNITS, Measure, norm
+from .measure import LEAST_SQUARES_UNITS, MOST_CHECKED, Measure, norm
 from .solver import Iterate, Solver
 
 MARK, EARLY_MARKS = 32, (1, 4, 16)
 # Of a cycle's first residual, what it may ask for: a recursion in one precision gains no more than this.
 CYCLE_GAIN = 0.75  # eps to this power
-# Where a singular value decomposition costs less than a second: there it checks a claim of LEAST_SQUARES.
-MOST_CHECKED = 256
 
 WAITS, RUNS, CLAIMS = (
     0.0,

@@ -16,6 +16,9 @@ LEAST_SQUARES_UNITS = 32
 FLOOR_UNITS = 16
 # ... unless that is as large as Y itself: then X has grown along what M hardly sees.
 FLOOR_SHARE = 0.1
+# Rows or columns up to which a singular value decomposition costs less than a second: there it checks a claim of
+# LEAST_SQUARES.
+MOST_CHECKED = 256
 
 # Elements of M up to which its float64 copy is kept; a larger M is widened in blocks of columns.
 MOST_WIDENED = 1 << 24

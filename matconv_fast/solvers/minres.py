@@ -30,7 +30,7 @@ class MINRES(Krylov):
     ``max|M - M^T| > 8 eps max|M|``.
 
     Raises:
-        ValueError: M is not square.
+        ValueError: M is not square, or there is a ridge.
 
     Example:
         >>> import torch, matconv_fast as mcf
@@ -42,6 +42,8 @@ class MINRES(Krylov):
 
     def init(self, problem: Problem, X: Tensor) -> tuple[Tensor, ...]:
         """See `Cycle`."""
+        if problem.has_ridge:
+            raise ValueError("MINRES needs a symmetric M, which a ridge has no place in; use LSQR()")
         if problem.n != problem.p:
             raise ValueError(f"MINRES needs a symmetric M, got [{problem.n}, {problem.p}]; use LSQR()")
         return super().init(problem, X)

@@ -78,7 +78,7 @@ class NewtonSchulz(Solver):
     def init(self, problem: Problem, X: Tensor) -> tuple[Tensor, ...]:
         """``(verdict, how it was started, iterations since then, ||R|| of the iterate before)``, each ``[B]``."""
         if problem.M is None or not problem.identity:
-            raise ValueError("NewtonSchulz finds inverses: call inv(M), or solve(M) without Y")
+            raise ValueError("NewtonSchulz finds inverses: call inv(M), or solve(M) without Y and without ridge")
         verdict = torch.full((problem.size,), RUNNING, dtype=torch.int64, device=problem.device)
         none = torch.zeros_like(verdict)
         return verdict, none, none.clone(), torch.zeros_like(verdict, dtype=torch.float64)
