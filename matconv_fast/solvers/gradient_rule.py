@@ -99,7 +99,7 @@ class GradientRule(Solver):
             return Plan()
         values = self.given(problem)
         plan = plan_rule(self.kernel_rule, problem.shape, problem.device)
-        if not any(value is None for value in values):
+        if type(None) not in map(type, values):
             return plan._replace(hyper=_rows(values, problem.size, problem.device))  # type: ignore[arg-type]
         hyper = torch.full((len(values), problem.size), torch.nan, dtype=torch.float64, device=problem.device)
         return plan._replace(hyper=hyper, estimates=True, work=Estimates())
@@ -128,7 +128,7 @@ class GradientRule(Solver):
 
 def _rows(values: tuple[float | Tensor, ...], size: int, device: torch.device) -> Tensor:
     """``[H, size]`` float64. Numbers alone take one operator, a quarter of the time of the others."""
-    if not any(isinstance(value, Tensor) for value in values):
+    if Tensor not in map(type, values):
         column = torch.frombuffer(array("d", values), dtype=torch.float64).view(-1, 1)  # torch.tensor: 3 us more
         if device.type != "cpu":
             column = column.to(device, non_blocking=True)
