@@ -40,7 +40,10 @@ def test_growth_alone_is_no_divergence(backend):
     U, _ = torch.linalg.qr(torch.randn(32, 32, generator=generator, dtype=torch.float64))
     M = U @ torch.diag(torch.logspace(0, 2.602, 32, dtype=torch.float64)) @ U.T
     X0 = torch.rand(32, 32, generator=generator, dtype=torch.float64) * 1e-3
-    sol = mcf.solve(M, None, X0, solver=mcf.HeavyBall(momentum="auto"), rtol=1e-6, max_iters=20_000)
+    high, low = (2 / M.numel() * s**2 for s in (10**2.602, 1.0))
+    a, b = high**0.5, low**0.5
+    optimal = mcf.HeavyBall(4 / (a + b) ** 2, ((a - b) / (a + b)) ** 2)
+    sol = mcf.solve(M, None, X0, solver=optimal, rtol=1e-6, max_iters=20_000)
     assert bool(sol.converged), sol.message
     assert sol.history.max() > 10 * sol.history[0]
 

@@ -35,6 +35,7 @@ class Plan(NamedTuple):
         least_steps: updates that repay the fixed cost of a call.
         chunk: updates a call, few enough that Ctrl-C is answered within a second up to 1,024 square.
         hyper: ``[H, B]`` float64, the hyperparameters of a rule that kernels know.
+        estimates: the first update needs an estimate, not made where X0 meets the tolerance: the host waits to know.
         verdicts: `Solver.verdict` ends problems; the loop checks for stagnation only if `patience` is given.
         work: what the solver keeps from chunk to chunk and can make anew from the problem, such as a factor of M.
     """
@@ -47,6 +48,7 @@ class Plan(NamedTuple):
     least_steps: int = 1
     chunk: int = REFERENCE_CHUNK
     hyper: Tensor | None = None
+    estimates: bool = False
     verdicts: bool = False
     work: Any = None
 

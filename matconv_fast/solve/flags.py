@@ -33,10 +33,13 @@ class Flags:
         event.record()
         self._sent.append((pinned, event))
 
-    def latest(self) -> tuple[int, int] | None:
-        """The newest counts that have arrived since the last call, or None; waits if too many chunks are in flight."""
+    def latest(self, wait: bool = False) -> tuple[int, int] | None:
+        """The newest counts that have arrived since the last call, or None.
+
+        Waits if too many chunks are in flight, or for all that were sent if ``wait``.
+        """
         found = None
-        while self._sent and self._arrived(len(self._sent) > IN_FLIGHT):
+        while self._sent and self._arrived(wait or len(self._sent) > IN_FLIGHT):
             running, longest = self._sent.popleft()[0].tolist()
             found = running, longest
         return found

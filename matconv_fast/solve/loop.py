@@ -60,7 +60,7 @@ def _run(work: Run, options: Options) -> Outcome:
     with progress_bar(options.progress, options.limit) as bar:
         while done < options.limit:
             with work.phase("poll"):  # the host waits for a GPU
-                counts = work.flags.latest()
+                counts = work.flags.latest(wait=plan.estimates and not done)
             if counts is not None:
                 running = counts[0] > 0
             if not running:

@@ -18,6 +18,13 @@ from .solver import Iterate, Solver
 _Rule = TypeVar("_Rule", bound="GradientRule")
 
 
+class Estimates:
+    """Whether the hyperparameters are still to be estimated: an X0 that meets the tolerance needs none."""
+
+    def __init__(self) -> None:
+        self.due = True
+
+
 class GradientRule(Solver):
     """Base class of update rules: a frozen dataclass of hyperparameters with `init` and `update`.
 
@@ -47,6 +54,10 @@ class GradientRule(Solver):
     def hyperparameters(self, problem: Problem) -> tuple[float | Tensor, ...]:
         """Of a rule that kernels know, in the order in which they take them: numbers or ``[B]``, estimates resolved."""
         raise NotImplementedError(f"{type(self).__name__} names a kernel rule, so it must define hyperparameters()")
+
+    def given(self, problem: Problem) -> tuple[float | Tensor | None, ...]:
+        """`hyperparameters` as the user gave them, checked; None for one that is estimated from M."""
+        return self.hyperparameters(problem)
 
     def bind(self: _Rule, hyper: Tensor) -> _Rule:
         """Of a rule that kernels know: a copy with these hyperparameters, ``[H, B, 1, 1]`` float64."""
@@ -86,12 +97,19 @@ class GradientRule(Solver):
         """See `Solver`: the backend's kernels where they know the rule, otherwise plain PyTorch."""
         if self.kernel_rule is None:
             return Plan()
-        values = self.hyperparameters(problem)
-        hyper = _rows(values, problem.size, problem.device)
-        return plan_rule(self.kernel_rule, problem.shape, problem.device)._replace(hyper=hyper)
+        values = self.given(problem)
+        plan = plan_rule(self.kernel_rule, problem.shape, problem.device)
+        if type(None) not in map(type, values):
+            return plan._replace(hyper=_rows(values, problem.size, problem.device))  # type: ignore[arg-type]
+        hyper = torch.full((len(values), problem.size), torch.nan, dtype=torch.float64, device=problem.device)
+        return plan._replace(hyper=hyper, estimates=True, work=Estimates())
 
     def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
-        """See `Solver`."""
+        """See `Solver`. The first chunk with an update makes the estimates."""
+        if plan.work is not None and plan.work.due and trace.sums.shape[1] > 1:
+            assert plan.hyper is not None
+            plan.hyper.copy_(_rows(self.hyperparameters(problem), problem.size, problem.device))
+            plan.work.due = False
         if plan.backend == "reference":
             super().advance(problem, plan, iterate, criteria, trace)
             return
@@ -103,14 +121,14 @@ class GradientRule(Solver):
         )  # fmt: skip
         advance_by_kernel(descent, criteria, trace, iterate.R, plan.algorithm)
 
-    def advice(self, problem: Problem) -> str:
+    def advice(self, problem: Problem, tolerance: float) -> str:
         """See `Solver`."""
         return "raise max_iters or the tolerance, or raise lr"
 
 
 def _rows(values: tuple[float | Tensor, ...], size: int, device: torch.device) -> Tensor:
     """``[H, size]`` float64. Numbers alone take one operator, a quarter of the time of the others."""
-    if not any(isinstance(value, Tensor) for value in values):
+    if Tensor not in map(type, values):
         column = torch.frombuffer(array("d", values), dtype=torch.float64).view(-1, 1)  # torch.tensor: 3 us more
         if device.type != "cpu":
             column = column.to(device, non_blocking=True)

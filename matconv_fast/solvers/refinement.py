@@ -201,7 +201,7 @@ class Refinement(Solver):
             return ""
         return "M is singular to working precision; use LSQR(), which finds the least-squares minimum"
 
-    def advice(self, problem: Problem) -> str:
+    def advice(self, problem: Problem, tolerance: float) -> str:
         """See `Solver`."""
         return "raise max_iters or the tolerance"
 

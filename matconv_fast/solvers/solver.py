@@ -146,8 +146,8 @@ class Solver(abc.ABC):
         """Why a problem did not converge, if the hyperparameters are the reason; otherwise an empty string."""
         return ""
 
-    def advice(self, problem: Problem) -> str:
-        """What to change when `max_iters` is reached and nothing else is wrong."""
+    def advice(self, problem: Problem, tolerance: float) -> str:
+        """What to change when one problem, of a batch of 1, has reached `max_iters` and nothing else is wrong."""
         return "raise max_iters or the tolerance"
 
     def bound(self: _Solver, problem: Problem, plan: Plan) -> _Solver:
