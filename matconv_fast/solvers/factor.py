@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +20,39 @@ from torch import Tensor
 from .. import _checks
 from ..problem import Problem
 from ..source import Source
-from .measure import is_symmetric, norm
+from .measure import is_symmetric, norm, sum_of_products
 
 KINDS = ("cholesky", "lu", "gram", "qr")
 
 # Columns a row from which the normal equations are factored: QR takes twice as long, and four times M's memory.
 GRAM_ASPECT = 8
+
+# Rows from which on an inverse by blocks is faster than by LAPACK, and of a block that LAPACK inverts.
+LEAST_BLOCKED, LARGEST_BLOCK = 512, 128
+
+# Rows and columns that are compared before a factor is chosen.
+LEAST_COMPARED = 64
+
+# Squared lengths of M's rows between which float32 neither over- nor underflows in ``M M^T``.
+SAFE_SQUARES = 1e-24, 1e24
+# Largest over smallest row of M up to which it is factored as it is.
+LEVEL = 64
+# A condition number from which the first correction by the normal equations is followed by another one.
+ILL_CONDITIONED = 10.0
+
+
+# What `Factor.correction` returns.
+Correction = tuple[Tensor, Tensor, Tensor]
+
+
+class _Parts(NamedTuple):
+    """What a kind of factor consists of; see the attributes of `Factor`."""
+
+    full_rank: Tensor
+    apply: Callable[[Tensor], Correction]
+    condition: Tensor | None = None
+    gram: Tensor | None = None
+    inverse: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,7 +64,6 @@ class Factor:
         kind: ``"cholesky"``, ``"lu"``, ``"gram"`` or ``"qr"``.
         precision: the dtype that it was factored in.
         left: whether it solves ``M @ X = Y``.
-        full_rank: whether each matrix has full rank, to working precision; bool, one a matrix of the flattened batch.
 
     Example:
         >>> import torch, matconv_fast as mcf
@@ -48,22 +75,44 @@ class Factor:
     kind: str
     precision: torch.dtype
     left: bool
-    full_rank: Tensor
     source: Source = field(repr=False)
     shape: tuple[int, int] = field(repr=False)
-    _apply: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] = field(repr=False)
+    _parts: _Parts = field(repr=False)
 
-    def correction(self, R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def full_rank(self) -> Tensor:
+        """Whether each matrix has full rank, to working precision; bool, one a matrix of the flattened batch."""
+        return self._parts.full_rank
+
+    @property
+    def condition(self) -> Tensor | None:
+        """For ``"gram"``, estimates of the condition numbers, from below; None for other kinds."""
+        return self._parts.condition
+
+    @property
+    def gram(self) -> Tensor | None:
+        """For ``"gram"``, ``M M^T [1 or B, n, n]`` float64, where products with M do not under- or overflow."""
+        return self._parts.gram
+
+    def answer(self, problem: Problem) -> Tensor:
+        """``Y P``, ``[B, m, n]``: the direct solution of a square problem. It may overflow where Y is very large."""
+        if problem.identity and self._parts.inverse is not None:
+            X = self._parts.inverse()
+        else:
+            X = self._parts.apply(problem.Y.to(self.precision))[0]
+        return X.to(problem.dtype).expand(problem.size, -1, -1)
+
+    def correction(self, R: Tensor) -> Correction:
         """What to subtract from X so that the residual R vanishes, or becomes orthogonal to the rows of M.
 
         Args:
-            R: ``[B, m, p]``, of about unit length.
+            R: ``[B, m, p]``, of about unit length; for ``"gram"``, ``R M^T [B, m, n]`` in float64.
 
         Returns:
             ``(R P [B, m, n], ||R P M||_F [B], ||R M^T||_F [B])``; the norms float64, and infinite where ``n >= p``,
             where the least-squares minimum of a full-rank M is 0.
         """
-        return self._apply(R.to(self.precision))
+        return self._parts.apply(R if self.kind == "gram" else R.to(self.precision))
 
     def __repr__(self) -> str:
         return f"Factor({self.kind} of {_checks.describe(self.M)})"
@@ -109,9 +158,8 @@ def factor_problem(problem: Problem, kind: str | None, precision: str | None, gi
     M = problem.M.to(problem.dtype)
     kind = kind or chosen_kind(problem)
     make = {"cholesky": _cholesky, "lu": _lu, "gram": _gram, "qr": _qr if problem.n <= problem.p else _qr_wide}[kind]
-    full_rank, apply = make(M, dtype)
     given, shape = problem.M if given is None else given, (problem.n, problem.p)
-    return Factor(given, kind, dtype, problem.left, full_rank, problem.sources[0], shape, apply)
+    return Factor(given, kind, dtype, problem.left, problem.sources[0], shape, make(M, dtype))
 
 
 def check_kind(problem: Problem, kind: str | None) -> None:
@@ -133,8 +181,10 @@ def chosen_kind(problem: Problem) -> str:
         return "gram" if p >= GRAM_ASPECT * n else "qr"
     if M.device.type != "cpu" or n == 0:
         return "lu"
-    positive = (M.diagonal(dim1=-2, dim2=-1) > 0).all(-1)
-    return "cholesky" if bool(positive.all()) and bool(is_symmetric(M).all()) else "lu"
+    if not float(M.diagonal(dim1=-2, dim2=-1).amin()) > 0:
+        return "lu"
+    some = slice(None, None, max(1, n // LEAST_COMPARED))  # `_cholesky` compares all
+    return "cholesky" if bool(is_symmetric(M[..., some, some].contiguous()).all()) else "lu"
 
 
 def power_of_2(length: Tensor) -> Tensor:
@@ -156,38 +206,81 @@ def _shared(apply: Callable[[Tensor], Tensor], factors: int) -> Callable[[Tensor
     return joined
 
 
-def _exact(apply: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+def _exact(apply: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Correction]:
     """For ``n >= p``: the residual vanishes, so there is nothing to say about its minimum."""
 
-    def correction(R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def correction(R: Tensor) -> Correction:
         unknown = torch.full((R.shape[0],), torch.inf, dtype=torch.float64, device=R.device)
         return apply(R), unknown, unknown
 
     return correction
 
 
-def _cholesky(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
-    D = power_of_2(M.diagonal(dim1=-2, dim2=-1).abs().sqrt())[..., None].to(dtype)
-    A = D * M.to(dtype) * D.mT
+def _cholesky(M: Tensor, dtype: torch.dtype) -> _Parts:
+    diagonal, D, D_T = M.diagonal(dim1=-2, dim2=-1), None, None
+    if not _is_level(diagonal):
+        D_T = power_of_2(diagonal.abs().sqrt())[..., None].to(dtype)
+        D = D_T.mT
+    A = _scaled(_scaled(M.to(dtype), D_T), D)
     L, info = torch.linalg.cholesky_ex(A)
-    positive = info == 0
-    solve = _shared(lambda R: torch.cholesky_solve((R * D.mT).mT, L).mT * D.mT, len(M))
+    positive = (info == 0) & is_symmetric(M)
+    solve = _shared(lambda R: _scaled(torch.cholesky_solve(_scaled(R, D).mT, L).mT, D), len(M))
     if M.device.type == "cpu" and bool(positive.all()):
-        return positive, _exact(solve)
-    full_rank, by_lu = _lu(M, dtype)  # for the matrices that are not positive definite
+        return _Parts(positive, _exact(solve), inverse=lambda: _scaled(_scaled(torch.cholesky_inverse(L), D), D_T))
+    full_rank, by_lu, *_ = _lu(M, dtype)  # for the matrices that are not positive definite
 
-    def correction(R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def correction(R: Tensor) -> Correction:
         other, size, true_size = by_lu(R)
         return torch.where(positive[:, None, None], solve(R), other), size, true_size
 
-    return positive | full_rank, correction
+    return _Parts(positive | full_rank, correction)
 
 
-def _lu(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
-    D = power_of_2(M.abs().amax(-1, keepdim=True) if M.numel() else M[..., :1]).to(dtype)
-    LU, pivots, info = torch.linalg.lu_factor_ex(M.to(dtype).mT * D.mT)
-    solve = _shared(lambda R: torch.linalg.lu_solve(LU, pivots, R.mT).mT * D.mT, len(M))
-    return (info == 0) & LU.isfinite().all(-1).all(-1), _exact(solve)
+def _lu(M: Tensor, dtype: torch.dtype) -> _Parts:
+    largest = M.abs().amax(-1, keepdim=True) if M.numel() else M[..., :1]
+    D = None if _is_level(largest) else power_of_2(largest).to(dtype).mT
+    LU, pivots, info = torch.linalg.lu_factor_ex(_scaled(M.to(dtype).mT, D))
+    solve = _shared(lambda R: _scaled(torch.linalg.lu_solve(LU, pivots, R.mT).mT, D), len(M))
+    return _Parts((info == 0) & LU.isfinite().all(-1).all(-1), _exact(solve))
+
+
+def inverse_by_blocks(M: Tensor) -> Tensor | None:
+    """The inverses of symmetric positive definite matrices, mostly by products; None where one is not.
+
+    From ``M = [[A, B], [B^T, C]]``, by A^-1 and the inverse of the Schur complement ``C - B^T A^-1 B``, each made
+    likewise. LAPACK's takes half as long again at 1,024 rows.
+    """
+    n = M.shape[-1]
+    if n <= LARGEST_BLOCK:
+        L, info = torch.linalg.cholesky_ex(M)
+        return torch.cholesky_inverse(L) if bool((info == 0).all()) else None
+    h = n // 2
+    B = M[..., :h, h:]
+    P = inverse_by_blocks(M[..., :h, :h])
+    if P is None:
+        return None
+    W = P @ B
+    Q = inverse_by_blocks(M[..., h:, h:] - B.mT @ W)
+    if Q is None:
+        return None
+    out = torch.empty_like(M)
+    corner = torch.neg(W @ Q, out=out[..., :h, h:])
+    torch.sub(P, corner @ W.mT, out=out[..., :h, :h])
+    out[..., h:, h:] = Q
+    out[..., h:, :h] = corner.mT
+    return out
+
+
+def _is_level(size: Tensor) -> bool:
+    """Whether sizes are so much alike that a scale would gain nothing, which saves a copy of M; read on a CPU alone."""
+    if size.device.type != "cpu" or size.numel() == 0:
+        return False
+    low, high = map(float, size.aminmax())
+    return SAFE_SQUARES[0] < low <= high <= min(LEVEL * low, SAFE_SQUARES[1])
+
+
+def _scaled(t: Tensor, D: Tensor | None) -> Tensor:
+    return t if D is None else t * D
 
 
 def _has_rank(diagonal: Tensor, least: float) -> Tensor:
@@ -198,33 +291,39 @@ def _has_rank(diagonal: Tensor, least: float) -> Tensor:
     return (d.amin(-1) > least * d.amax(-1)) & d.isfinite().all(-1)
 
 
-def _gram(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
-    D = power_of_2(torch.linalg.vector_norm(M, dim=-1, keepdim=True))
-    A, E = (M if _are_one(D) else D * M).to(dtype), D.to(dtype)
-    L, info = torch.linalg.cholesky_ex(A @ A.mT)
+def _gram(M: Tensor, dtype: torch.dtype) -> _Parts:
+    """The normal equations, made in ``dtype`` and factored in float64, which costs little: they are n x n."""
+    M = M.to(dtype)
+    G = sum_of_products(M, M)
+    squares, (low, high) = G.diagonal(dim1=-2, dim2=-1), SAFE_SQUARES
+    safe = M.device.type == "cpu" and bool(((squares > low) & (squares < high)).all())
+    if safe:
+        D = power_of_2(squares.sqrt())[..., None]
+        L, info = torch.linalg.cholesky_ex(D * G * D.mT)
+    else:
+        length = power_of_2(torch.linalg.vector_norm(M, dim=-1, keepdim=True))
+        A, D = length * M, length.double()
+        L, info = torch.linalg.cholesky_ex(sum_of_products(A, A))
     # The normal equations square the condition number.
-    full_rank = (info == 0) & _has_rank(L.diagonal(dim1=-2, dim2=-1), (8 * M.shape[-2] * torch.finfo(dtype).eps) ** 0.5)
+    diagonal = L.diagonal(dim1=-2, dim2=-1)
+    full_rank = (info == 0) & _has_rank(diagonal, (8 * M.shape[-2] * torch.finfo(dtype).eps) ** 0.5)
+    condition = diagonal.amax(-1) / diagonal.amin(-1) if M.shape[-2] else torch.ones_like(squares.sum(-1))
 
-    def correction(R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        S = R @ A.mT
-        Z = torch.cholesky_solve(S.mT, L).mT
-        return Z * E.mT, (Z.double() * S.double()).sum((-2, -1)).clamp(min=0).sqrt(), norm(S / E.mT)
+    def correction(S: Tensor) -> Correction:
+        scaled = S * D.mT
+        Z = torch.cholesky_solve(scaled.mT, L).mT
+        return Z * D.mT, (Z * scaled).sum((-2, -1)).clamp(min=0).sqrt(), norm(S)
 
-    return full_rank, correction
-
-
-def _are_one(D: Tensor) -> bool:
-    """Whether scaling by D can be left out, which saves a copy of M; read on a CPU alone."""
-    return D.device.type == "cpu" and bool((D == 1).all())
+    return _Parts(full_rank, correction, condition, G if safe else None)
 
 
-def _qr(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
+def _qr(M: Tensor, dtype: torch.dtype) -> _Parts:
     D = power_of_2(torch.linalg.vector_norm(M, dim=-1, keepdim=True)).to(dtype)
     Q, U = torch.linalg.qr(M.to(dtype).mT * D.mT)
     full_rank = _has_rank(U.diagonal(dim1=-2, dim2=-1), 8 * max(M.shape[-2:]) * torch.finfo(dtype).eps)
     square = M.shape[-2] == M.shape[-1]
 
-    def correction(R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def correction(R: Tensor) -> Correction:
         T = R @ Q
         Z = torch.linalg.solve_triangular(U.mT, T, upper=False, left=False) * D.mT
         if square:
@@ -232,11 +331,11 @@ def _qr(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tens
             return Z, unknown, unknown
         return Z, norm(T), norm((T @ U) / D.mT)
 
-    return full_rank, correction
+    return _Parts(full_rank, correction)
 
 
-def _qr_wide(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
+def _qr_wide(M: Tensor, dtype: torch.dtype) -> _Parts:
     E = power_of_2(torch.linalg.vector_norm(M, dim=-2, keepdim=True)).to(dtype)
     Q, U = torch.linalg.qr(M.to(dtype) * E)
     full_rank = _has_rank(U.diagonal(dim1=-2, dim2=-1), 8 * max(M.shape[-2:]) * torch.finfo(dtype).eps)
-    return full_rank, _exact(lambda R: torch.linalg.solve_triangular(U, R * E, upper=True, left=False) @ Q.mT)
+    return _Parts(full_rank, _exact(lambda R: torch.linalg.solve_triangular(U, R * E, upper=True, left=False) @ Q.mT))
