@@ -33,6 +33,8 @@ def explain(problem: Problem, end: Checkpoint, options: Options, index: int) -> 
     if status is Status.DIVERGED:
         return f"diverged: {reached}; {end.solver.explain(problem, ending) or 'lower lr or momentum'}"
     missing = f"{reached}, above the tolerance {tolerance:.3g}"
+    if status is Status.STOPPED:
+        return f"stopped by the callback: {missing}"
     if status is Status.LEAST_SQUARES:
         return f"least-squares minimum: {missing}; {_minimum(problem, index)}"
     if status is Status.BREAKDOWN:

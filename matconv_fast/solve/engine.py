@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..problem import Problem
 from ..solvers import Factor, HeavyBall, Refinement, Solver
 from ..source import Source
 from . import chain, implicit
+from .callback import RunView, Watched
 from .checkpoint import Checkpoint
 from .options import Options
 from .phases import whole_solve
@@ -31,10 +33,13 @@ def solution_of(
     loss: str,
     left: bool,
     ridge: float | Tensor,
+    callback: Callable[[RunView], Any] | None,
     **options_given: Any,
 ) -> Solution:
     """See `matconv_fast.solve`, whose arguments these are."""
     options = Options(**options_given)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable, got {_checks.describe(callback)}")
     if isinstance(M, Factor):
         solver, M = _with_factor(M, solver, left=left, ridge=ridge)
     if solver is not None and not isinstance(solver, Solver):
@@ -48,7 +53,8 @@ def solution_of(
         else:
             solver = solver or HeavyBall()
             start = _fresh(problem, options, solver, X0)
-        solution = _solution(problem, options, start, chain.run(problem, solver, options, start))
+        watched = None if callback is None else Watched(callback, problem, options.limit)
+        solution = _solution(problem, options, start, chain.run(problem, solver, options, start, watched))
     if backend.records_grad(M, Y, ridge if isinstance(ridge, Tensor) else None):
         solution = replace(solution, X=_differentiable(M, Y, ridge, solution))
     if options.throw:

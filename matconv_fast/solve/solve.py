@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..solvers import Factor, Solver
+from .callback import RunView
 from .engine import solution_of
 from .solution import Solution
 
@@ -29,6 +31,7 @@ def solve(
     record_every: int | None = None,
     patience: int | None = None,
     progress: bool = False,
+    callback: Callable[[RunView], Any] | None = None,
     throw: bool = False,
 ) -> Solution:
     """Iterate X until ``||X @ M - Y||_F <= max(atol, rtol ||Y||_F)``, in one call.
@@ -75,6 +78,9 @@ def solve(
             checks every 1,000, and stops only if the residual no longer falls: at the rounding floor, or at the
             least-squares minimum of an equation without solution.
         progress: show a progress bar (needs tqdm).
+        callback: called with a `RunView` after each chunk, so at least every `check_every` iterations, under
+            ``torch.no_grad``. If it returns True, the run ends there, and the problems that went on are STOPPED; an
+            exception ends the solve. Where X0 meets the tolerance there is no chunk.
         throw: raise unless every problem converges.
 
     Returns:
@@ -100,11 +106,12 @@ def solve(
         "atol": atol, "rtol": rtol, "max_iters": max_iters, "check_every": check_every, "record_every": record_every,
         "patience": patience, "progress": progress, "throw": throw,
     }  # fmt: skip
+    given = {"solver": solver, "loss": loss, "left": left, "ridge": ridge, "callback": callback}
     if torch.compiler.is_compiling():
         from . import untraced  # imports the whole compiler, which takes a second
 
-        return untraced.solution_of(M, Y, X0, solver=solver, loss=loss, left=left, ridge=ridge, **options)
-    return solution_of(M, Y, X0, solver=solver, loss=loss, left=left, ridge=ridge, **options)
+        return untraced.solution_of(M, Y, X0, **given, **options)
+    return solution_of(M, Y, X0, **given, **options)
 
 
 def inv(M: Tensor | Factor, *, X0: Tensor | Solution | None = None, **options: Any) -> Solution:
