@@ -42,7 +42,9 @@ def run(
         method += f"; {reason}"
     accurate = False
     for other in solver.fallbacks(problem):
-        rest = () if again.stopped else _unanswered(problem, end, accurate)
+        if again.stopped:
+            break
+        rest = _unanswered(problem, end, accurate)
         if not len(rest):
             break
         part, X = problem.select(rest), start.X[rest]
