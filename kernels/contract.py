@@ -16,7 +16,7 @@ LOSSES = ("mse", "sse", "fro")
 ORDS = ("fro", "max", 1)
 
 # Codes of how a problem stands; `matconv_fast.Status` gives all but RUNNING a name.
-RUNNING, CONVERGED, MAX_ITERATIONS, DIVERGED, STAGNATED, NONFINITE, LEAST_SQUARES, BREAKDOWN = range(-1, 7)
+RUNNING, CONVERGED, MAX_ITERATIONS, DIVERGED, STAGNATED, NONFINITE, LEAST_SQUARES, BREAKDOWN, STOPPED = range(-1, 8)
 STATUS_CODES = {
     "RUNNING": RUNNING,
     "CONVERGED": CONVERGED,
@@ -26,6 +26,7 @@ STATUS_CODES = {
     "NONFINITE": NONFINITE,
     "LEAST_SQUARES": LEAST_SQUARES,
     "BREAKDOWN": BREAKDOWN,
+    "STOPPED": STOPPED,
 }
 
 # A problem whose ||R||^2 rises beyond this factor has diverged. At its optimal lr and momentum a heavy ball's ||R||^2

@@ -4,7 +4,7 @@ from ._ops.info import info
 from .distance import distance, is_close
 from .losses import ResidualLoss, residual_loss
 from .problem import Problem
-from .solve import ConvergenceError, Solution, Status, inv, iterate, solve
+from .solve import ConvergenceError, RunView, Solution, Status, inv, iterate, solve
 from .solvers import (
     LSQR,
     MINRES,
@@ -35,6 +35,7 @@ __all__ = [
     "Problem",
     "Refinement",
     "ResidualLoss",
+    "RunView",
     "Solution",
     "Solver",
     "Status",

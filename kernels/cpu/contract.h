@@ -24,6 +24,7 @@ enum Status : int64_t {
   kStatusNonfinite = 4,
   kStatusLeastSquares = 5,
   kStatusBreakdown = 6,
+  kStatusStopped = 7,
 };
 
 constexpr double kBailFactor = 1e+16;

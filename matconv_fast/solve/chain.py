@@ -11,6 +11,7 @@ from ..problem import Problem
 from ..solvers import Refinement, Solver
 from ..solvers.measure import Measure
 from . import loop
+from .callback import Watched
 from .checkpoint import Checkpoint
 from .history import least_stride
 from .options import Options
@@ -30,15 +31,19 @@ class Outcome:
     method: str
 
 
-def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint) -> Outcome:
+def run(
+    problem: Problem, solver: Solver, options: Options, start: Checkpoint, watched: Watched | None = None
+) -> Outcome:
     """`loop.run`, and the solver's fallbacks on the problems that need them, each from the same start."""
-    first = loop.run(problem, solver, options, start)
+    first = again = loop.run(problem, solver, options, start, watched)
     end, history, every = first.end, first.history, first.every
     method = f"{type(solver).__name__}: {first.plan.algorithm} ({first.plan.backend})"
     if reason := solver.reason(problem):
         method += f"; {reason}"
     accurate = False
     for other in solver.fallbacks(problem):
+        if again.stopped:
+            break
         rest = _unanswered(problem, end, accurate)
         if not len(rest):
             break
@@ -47,7 +52,9 @@ def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint) -
         if spent >= options.limit:
             break
         fresh = Checkpoint.fresh(X, other.init(part, X), other, end.iterations[rest])
-        again = loop.run(part, other, replace(options, max_iters=options.limit - spent, progress=False), fresh)
+        again_options = replace(options, max_iters=options.limit - spent, progress=False)
+        watch = None if watched is None else watched.of_part(end, rest, spent)
+        again = loop.run(part, other, again_options, fresh, watch)
         if every:
             bounded = options.record_every is None
             history, every = _appended(history, every, again, rest, bounded=bounded)

@@ -56,8 +56,10 @@ class Checkpoint:
 
     def continued(self, *, all_problems: bool = False) -> Checkpoint:
         """The same as a start: problems that met a tolerance or a limit run again, or all of them."""
-        goes_on = (self.status == Status.MAX_ITERATIONS) | (self.status == Status.CONVERGED) | all_problems
-        return replace(self, status=torch.where(goes_on, RUNNING, self.status))
+        status = self.status
+        goes_on = (status == Status.MAX_ITERATIONS) | (status == Status.STOPPED) | (status == Status.CONVERGED)
+        goes_on |= all_problems
+        return replace(self, status=torch.where(goes_on, RUNNING, status))
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, for `from_state_dict`."""

@@ -50,13 +50,16 @@ def stagnated(problem: Problem, X: Tensor, sums: Tensor, best: Tensor, mark: Ten
 def codes_at_halt(problem: Problem, X: Tensor) -> Tensor:
     """LEAST_SQUARES for each problem whose ``||R M^T||`` is 0 up to rounding, STAGNATED for the others; ``[B]`` int64.
 
-    On CPUs, up to `MOST_CHECKED` rows or columns, a singular value decomposition in float64 must agree.
+    On CPUs, up to `MOST_CHECKED` rows or columns, a singular value decomposition in float64 must agree. Elsewhere only
+    an M with more columns than rows is believed: for another, a solution is likely that rounding hides.
     """
     measure = Measure(problem)
     R = measure.residual(X)
     r, slope = norm(R), norm(measure.normal(R))
     minimum = measure.flat(slope, r) | (~measure.at_floor(X, r) & measure.flat_at_halt(slope, r, X))
-    if not measure.waits and min(problem.n, problem.p) <= MOST_CHECKED and bool(minimum.any()):
+    if measure.waits or min(problem.n, problem.p) > MOST_CHECKED:
+        minimum &= problem.n < problem.p
+    elif bool(minimum.any()):
         minimum &= ~measure.minimum_refuted(R)
     return torch.where(minimum, LEAST_SQUARES, STAGNATED)
 

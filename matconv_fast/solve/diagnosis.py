@@ -38,6 +38,8 @@ def explain(problem: Problem, end: Checkpoint, options: Options, index: int) -> 
     if status is Status.DIVERGED:
         return f"diverged: {reached}; {end.solver.explain(problem, ending) or 'lower lr or momentum'}"
     missing = f"{reached}, above the tolerance {tolerance:.3g}"
+    if status is Status.STOPPED:
+        return f"stopped by the callback: {missing}"
     if status is Status.MAX_ITERATIONS and options.limit == 0:
         return f"max_iters is 0, so no iteration was made: {missing}"
     direct = _direct(problem, index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch.autograd import forward_ad
 from .. import _checks, _ops
 from .._ops import backend
 from ..problem import Problem
-from ..solvers import Auto, Factor, Refinement, Solver
+from ..solvers import Auto, Factor, GradientRule, Refinement, Solver
 from ..source import Source
 from . import chain, implicit
+from .callback import RunView, Watched
 from .checkpoint import Checkpoint
 from .options import Options
 from .phases import whole_solve
@@ -31,10 +33,13 @@ def solution_of(
     loss: str,
     left: bool,
     ridge: float | Tensor,
+    callback: Callable[[RunView], Any] | None,
     **options_given: Any,
 ) -> Solution:
     """See `matconv_fast.solve`, whose arguments these are."""
     options = Options(**options_given)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable, got {_checks.describe(callback)}")
     if isinstance(M, Factor):
         solver, M = _with_factor(M, solver, left=left, ridge=ridge)
     if solver is not None and not isinstance(solver, Solver):
@@ -48,7 +53,8 @@ def solution_of(
         else:
             solver = solver or Auto()
             start = _fresh(problem, options, solver, X0)
-        solution = _solution(problem, options, start, chain.run(problem, solver, options, start))
+        watched = None if callback is None else Watched(callback, problem, options.limit)
+        solution = _solution(problem, options, start, chain.run(problem, solver, options, start, watched))
     if backend.records_grad(M, Y, ridge if isinstance(ridge, Tensor) else None):
         solution = replace(solution, X=_differentiable(M, Y, ridge, solution))
     if options.throw:
@@ -72,13 +78,17 @@ def _with_factor(factor: Factor, solver: Solver | None, *, left: bool, ridge: fl
 def _fresh(problem: Problem, options: Options, solver: Solver, X0: Tensor | None) -> Checkpoint:
     X = problem.start(X0)
     if X0 is not None:
-        X = _exact_at_zero(problem, options, X)
+        X = _exact_at_zero(problem, options, solver, X)
     return Checkpoint.fresh(X, solver.init(problem, X), solver)
 
 
-def _exact_at_zero(problem: Problem, options: Options, X: Tensor) -> Tensor:
-    """X, but 0 where Y is 0 and the tolerance therefore, too: no other X meets it but by underflow."""
-    if problem.identity or options.atol > 0 or options.relative(problem.precision.inputs) == 0:
+def _exact_at_zero(problem: Problem, options: Options, solver: Solver, X: Tensor) -> Tensor:
+    """X, but 0 where Y is 0 and the tolerance therefore, too: no other X meets it but by underflow.
+
+    A gradient rule keeps its X, from which a plain loop would go on.
+    """
+    no_tolerance = options.relative(problem.precision.inputs) == 0
+    if problem.identity or options.atol > 0 or no_tolerance or not options.limit or isinstance(solver, GradientRule):
         return X
     zero = ~problem.Y.any(-1).any(-1)
     if zero.device.type == "cpu" and not bool(zero.any()):
@@ -110,7 +120,8 @@ def _resume(problem: Problem, options: Options, solver: Solver | None, previous:
         )
     by_value = previous.restored
     if not problem.is_same(previous.problem, by_value=by_value):
-        solver, X = solver or end.solver, _exact_at_zero(problem, options, end.X)
+        solver = solver or end.solver
+        X = _exact_at_zero(problem, options, solver, end.X)
         state = end.state if solver.carries_state else solver.init(problem, X)
         return Checkpoint.fresh(X, state, solver, end.iterations)
     same_solver = solver is None or solver.is_same(end.solver, by_value=by_value)

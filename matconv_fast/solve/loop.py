@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .._ops import Plan
-from ..kernels.contract import MAX_ITERATIONS, RUNNING
+from ..kernels.contract import MAX_ITERATIONS, RUNNING, STOPPED
 from ..problem import Problem
 from ..solvers import Solver
 from .checkpoint import Checkpoint
@@ -29,24 +30,30 @@ class Outcome:
         history: ``[B, H]``, losses after 0, every, 2 every, ... updates of this run; NaN past the stop.
         every: updates between two entries of the history.
         plan: how it ran.
+        stopped: whether ``watch`` asked for the end.
     """
 
     end: Checkpoint
     history: Tensor
     every: int
     plan: Plan
+    stopped: bool = False
 
 
-def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint) -> Outcome:
+Watch = Callable[[Run, int], bool]
+"""Called after each chunk with the run and the updates made; ends it by returning True."""
+
+
+def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint, watch: Watch | None = None) -> Outcome:
     """Iterate until every problem has stopped or made `max_iters` updates. ``start`` is not modified."""
     work = Run(problem, solver, options, start)
     try:
-        return _run(work, options)
+        return _run(work, options, watch)
     finally:
         work.close()
 
 
-def _run(work: Run, options: Options) -> Outcome:
+def _run(work: Run, options: Options, watch: Watch | None) -> Outcome:
     problem, start, plan, standing = work.problem, work.start, work.plan, work.standing
     work.check_start()
     history = History.recorded(problem, options.record_every, work.flags.lags)
@@ -56,9 +63,9 @@ def _run(work: Run, options: Options) -> Outcome:
     mark = start.mark if interval is None else torch.where(start.mark.isnan(), standing.best, start.mark)
     chunk = min(options.check_every or plan.chunk, plan.chunk)
 
-    running = True
+    running, stopped = True, False
     with progress_bar(options.progress, options.limit) as bar:
-        while done < options.limit:
+        while done < options.limit and not stopped:
             with work.phase("poll"):  # the host waits for a GPU
                 counts = work.flags.latest(wait=plan.estimates and not done)
             if counts is not None:
@@ -80,12 +87,15 @@ def _run(work: Run, options: Options) -> Outcome:
                 mark = standing.best.clone()
             if options.progress:
                 bar.update(done, problem.loss_of(standing.last))
+            if watch is not None:
+                stopped = watch(work, done)
 
-    status = standing.status.masked_fill_(standing.status == RUNNING, MAX_ITERATIONS)
+    code = STOPPED if stopped else MAX_ITERATIONS
+    status = standing.status.masked_fill_(standing.status == RUNNING, code)
     X, state = work.iterate.X, work.iterate.state
     iterations = start.iterations + standing.updates
     end = Checkpoint(
         X, state, work.solver, iterations, status, standing.last, standing.bail, standing.best, mark, age
     )  # fmt: skip
     with work.phase("history"):  # the host waits for the number of entries
-        return Outcome(end, history.finish(standing.updates, standing.last), history.every, plan)
+        return Outcome(end, history.finish(standing.updates, standing.last), history.every, plan, stopped)

@@ -19,8 +19,8 @@ from .graph import Replayed
 from .options import Options
 from .phases import Phases
 
-# Puts the limit of a problem that has stopped far below 0: so often its status, and once more. Eight times is an int32.
-STOPPED = 1 << 24
+# Puts the limit of a problem that has ended far below 0: so often its status, and once more. Eight times is an int32.
+FAR = 1 << 24
 
 
 class Run:
@@ -117,7 +117,7 @@ class Run:
             sums.select(1, 0).copy_(self.standing.last)
         torch.add(self.start.iterations, self.standing.updates, out=self.iterate.step)
         # ``steps`` where the status is RUNNING, which is -1, and far below 0 elsewhere: torch.where takes 15 us more.
-        limit = torch.rsub(self.standing.status, steps - STOPPED, alpha=STOPPED)
+        limit = torch.rsub(self.standing.status, steps - FAR, alpha=FAR)
         self._finish(self._advance(self.iterate, limit, sums))
 
     def _advance(self, iterate: Iterate, limit: Tensor, sums: Tensor) -> Trace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..solvers import Factor, Solver
+from .callback import RunView
 from .engine import solution_of
 from .solution import Solution
 
@@ -29,6 +31,7 @@ def solve(
     record_every: int | None = None,
     patience: int | None = None,
     progress: bool = False,
+    callback: Callable[[RunView], Any] | None = None,
     throw: bool = False,
 ) -> Solution:
     """Find X with ``||X @ M - Y||_F <= max(atol, rtol ||Y||_F)``, in one call.
@@ -50,7 +53,8 @@ def solve(
         Y: ``[*, m, p]``, or None for the identity. Leading dimensions broadcast. Or a vector ``[p]``, which serves
             every problem of the batch of M, with m = 1; X0 and X are then ``[*, n]``. Any other Y is of matrices.
         X0: where to start: ``[*, m, n]``, zeros if None; or a `Solution`, to continue exactly from its state. A problem
-            whose Y is 0, and whose tolerance is relative to that, starts and ends at ``X = 0``, its exact solution.
+            whose Y is 0, and whose tolerance is relative to that, starts and ends at ``X = 0``, its exact solution,
+            except with a gradient rule.
         solver: a `Solver` such as `HeavyBall` or `Adam`, or one of your own; None is ``Auto()``, which chooses a
             direct or a Krylov method.
         loss: ``"mse"``, ``"sse"`` or ``"fro"``, which the solver minimizes; see `residual_loss`. The tolerance is on
@@ -75,6 +79,9 @@ def solve(
             checks every 1,000, and stops only if the residual no longer falls: at the rounding floor, or at the
             least-squares minimum of an equation without solution.
         progress: show a progress bar (needs tqdm).
+        callback: called with a `RunView` after each chunk, so at least every `check_every` iterations, under
+            ``torch.no_grad``. If it returns True, the run ends there, and the problems that went on are STOPPED; an
+            exception ends the solve. Where X0 meets the tolerance there is no chunk.
         throw: raise unless every problem converges.
 
     Returns:
@@ -100,11 +107,12 @@ def solve(
         "atol": atol, "rtol": rtol, "max_iters": max_iters, "check_every": check_every, "record_every": record_every,
         "patience": patience, "progress": progress, "throw": throw,
     }  # fmt: skip
+    given = {"solver": solver, "loss": loss, "left": left, "ridge": ridge, "callback": callback}
     if torch.compiler.is_compiling():
         from . import untraced  # imports the whole compiler, which takes a second
 
-        return untraced.solution_of(M, Y, X0, solver=solver, loss=loss, left=left, ridge=ridge, **options)
-    return solution_of(M, Y, X0, solver=solver, loss=loss, left=left, ridge=ridge, **options)
+        return untraced.solution_of(M, Y, X0, **given, **options)
+    return solution_of(M, Y, X0, **given, **options)
 
 
 def inv(M: Tensor | Factor, *, X0: Tensor | Solution | None = None, **options: Any) -> Solution:

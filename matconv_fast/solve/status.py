@@ -31,3 +31,5 @@ class Status(enum.IntEnum):
     as near to that as the rounding of X allows. `Solution.converged` counts it where M has more columns than rows."""
     BREAKDOWN = contract.BREAKDOWN
     """The solver cannot go on with this M: it is singular to working precision, or not symmetric where it must be."""
+    STOPPED = contract.STOPPED
+    """The user's callback stopped the run before."""
