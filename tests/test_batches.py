@@ -52,7 +52,7 @@ def test_batches_broadcast(backend, M_batch, Y_batch, X_batch):
     M = well_conditioned(4, *M_batch)
     Y = torch.rand(*Y_batch, 3, 4, generator=generator, dtype=torch.float64)
     X0 = torch.rand(*X_batch, 3, 4, generator=generator, dtype=torch.float64)
-    sol = mcf.solve(M, Y, X0, rtol=1e-6)
+    sol = mcf.solve(M, Y, X0, solver=mcf.HeavyBall(), rtol=1e-6)
     batch = torch.broadcast_shapes(M_batch, Y_batch, X_batch)
     assert sol.X.shape == (*batch, 3, 4)
     for name in ("loss", "residual_norm", "iterations", "status", "converged"):
@@ -65,7 +65,7 @@ def test_batches_broadcast(backend, M_batch, Y_batch, X_batch):
 def test_a_tolerance_per_problem_follows_from_its_own_Y(backend):
     M = well_conditioned(4)
     Y = torch.stack([torch.eye(4), 100 * torch.eye(4)]).double()
-    sol = mcf.solve(M, Y, rtol=1e-3)
+    sol = mcf.solve(M, Y, solver=mcf.HeavyBall(), rtol=1e-3)
     assert sol.residual_norm[0] <= 1e-3 * 2 < sol.residual_norm[1] <= 1e-3 * 200
 
 

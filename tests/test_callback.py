@@ -145,9 +145,9 @@ def test_an_error_in_it_ends_the_solve(backend):
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        mcf.solve(well_conditioned(4), callback=fail)
+        mcf.solve(well_conditioned(4), solver=mcf.HeavyBall(), callback=fail)
     with pytest.raises(TypeError, match="callback must be callable, got int 3"):
-        mcf.solve(well_conditioned(4), callback=3)
+        mcf.solve(well_conditioned(4), solver=mcf.HeavyBall(), callback=3)
 
 
 def test_writing_to_the_view_changes_nothing(backend):
@@ -166,6 +166,6 @@ def test_writing_to_the_view_changes_nothing(backend):
 
 def test_its_gradient_warns(backend):
     M = well_conditioned(4).requires_grad_()
-    X = mcf.solve(M, callback=lambda view: True, check_every=2).X
+    X = mcf.solve(M, solver=mcf.HeavyBall(), callback=lambda view: True, check_every=2).X
     with pytest.warns(RuntimeWarning, match="1 of 1 problems had not converged"):
         X.sum().backward()

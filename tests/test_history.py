@@ -19,7 +19,7 @@ iterate_module = sys.modules["matconv_fast.solve.iterate"]  # the name is that o
 @pytest.mark.long
 def test_a_thin_history_keeps_no_chunk_alive(backend):
     M, X0 = small(n=4)
-    history = mcf.solve(M, None, X0, rtol=0.0, max_iters=30_000, record_every=10_000).history
+    history = mcf.solve(M, None, X0, solver=mcf.HeavyBall(), rtol=0.0, max_iters=30_000, record_every=10_000).history
     assert history.shape == (4,)
     assert history.untyped_storage().nbytes() < 1000
 
@@ -27,7 +27,7 @@ def test_a_thin_history_keeps_no_chunk_alive(backend):
 @pytest.mark.parametrize("every", [1, 7, 10, 1000])
 def test_record_every_thins_the_history(backend, every):
     M, X0 = small()
-    options = {"rtol": 0.0, "max_iters": 95, "check_every": 13}
+    options = {"solver": mcf.HeavyBall(), "rtol": 0.0, "max_iters": 95, "check_every": 13}
     full = mcf.solve(M, None, X0, **options).history
     assert torch.equal(mcf.solve(M, None, X0, record_every=every, **options).history, full[::every])
 
@@ -49,7 +49,7 @@ def test_a_batch_records_what_its_problems_record_one_by_one(backend, every):
 
 def test_record_every_0_records_nothing(backend):
     M, X0 = small()
-    assert mcf.solve(M, None, X0, record_every=0, max_iters=20).history.shape == (0,)
+    assert mcf.solve(M, None, X0, solver=mcf.HeavyBall(), record_every=0, max_iters=20).history.shape == (0,)
 
 
 MOST = 60  # entries, in place of 2^24
@@ -73,7 +73,7 @@ def thinned_to(full):
 @pytest.mark.parametrize("iterations", [19, 20, 21, 200])
 def test_by_default_every_kth_entry_is_kept(backend, few_entries, check_every, iterations):
     M = well_conditioned(4, 3)
-    options = {"rtol": 0.0, "max_iters": iterations, "check_every": check_every}
+    options = {"solver": mcf.HeavyBall(), "rtol": 0.0, "max_iters": iterations, "check_every": check_every}
     full = mcf.solve(M, record_every=1, **options)
     sol = mcf.solve(M, **options)
     every = thinned_to(full.history)
@@ -118,7 +118,7 @@ def test_the_memory_of_a_history_is_not_taken_up_front(backend):
 @pytest.mark.parametrize("every", [1, 2, 7])
 def test_a_number_is_kept_to(backend, few_entries, every):
     M, X0 = small()
-    sol = mcf.solve(M, None, X0, rtol=0.0, max_iters=300, record_every=every)
+    sol = mcf.solve(M, None, X0, solver=mcf.HeavyBall(), rtol=0.0, max_iters=300, record_every=every)
     assert sol.history.shape == (300 // every + 1,)
     assert sol.record_every == every
 
@@ -133,11 +133,11 @@ def test_iterate_is_bounded_too(backend, few_entries):
 
 def test_plots_know_the_stride(backend, few_entries):
     M = well_conditioned(4, 3)
-    sol = mcf.solve(M, rtol=0.0, max_iters=100)
+    sol = mcf.solve(M, solver=mcf.HeavyBall(), rtol=0.0, max_iters=100)
     (first, *_) = curves(sol, ["a", "b", "c"])
     assert list(first.iterations[:3]) == [0, sol.record_every, 2 * sol.record_every]
 
 
 def test_a_saved_solution_knows_the_stride(backend, few_entries):
-    sol = mcf.solve(well_conditioned(4, 3), rtol=0.0, max_iters=100)
+    sol = mcf.solve(well_conditioned(4, 3), solver=mcf.HeavyBall(), rtol=0.0, max_iters=100)
     assert mcf.Solution.from_state_dict(sol.state_dict()).record_every == sol.record_every > 1

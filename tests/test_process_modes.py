@@ -72,10 +72,10 @@ def gradients() -> tuple[Tensor, ...]:
     """With autograd where it records."""
     X, A = X0.clone(), M.clone()
     if torch.is_inference_mode_enabled():
-        return mcf.residual_loss(X, A), mcf.solve(A).X
+        return mcf.residual_loss(X, A), mcf.solve(A, solver=mcf.HeavyBall()).X
     X.requires_grad_()
     A.requires_grad_()
-    value, solution = mcf.residual_loss(X, A), mcf.solve(A).X
+    value, solution = mcf.residual_loss(X, A), mcf.solve(A, solver=mcf.HeavyBall()).X
     value.backward()
     solution.sum().backward()
     return value.detach(), solution.detach()
@@ -86,8 +86,8 @@ def results(sol: mcf.Solution) -> tuple[Any, ...]:
 
 
 CALLS: dict[str, Callable[[], Any]] = {
-    "solve": lambda: results(mcf.solve(M, X0, rtol=0.3)),
-    "resume": lambda: results(mcf.solve(M, X0=mcf.solve(M, max_iters=5), max_iters=5)),
+    "solve": lambda: results(mcf.solve(M, X0, solver=mcf.HeavyBall(), rtol=0.3)),
+    "resume": lambda: results(mcf.solve(M, X0=mcf.solve(M, solver=mcf.HeavyBall(), max_iters=5), max_iters=5)),
     "iterate": lambda: results(mcf.iterate(lambda A: A / 2, MANY[:2], V, atol=1.0)),
     "residual_loss": lambda: [mcf.residual_loss(X0, M, loss=loss) for loss in ("mse", "sse", "fro")],
     "gradients": gradients,
@@ -102,14 +102,18 @@ LONG: dict[str, Callable[[], Any]] = {
     "solve with momentum auto": lambda: results(mcf.solve(M, X0, solver=mcf.HeavyBall(momentum="auto"))),
     "solve by Adam": lambda: results(mcf.solve(M, solver=mcf.Adam(0.02), max_iters=40)),
     "solve fro": lambda: results(mcf.solve(M, solver=mcf.HeavyBall(1e-3, 0.5), loss="fro", max_iters=40)),
-    "solve low precision": lambda: results(mcf.solve(M.bfloat16(), max_iters=40)),
+    "solve low precision": lambda: results(mcf.solve(M.bfloat16(), solver=mcf.HeavyBall(), max_iters=40)),
     "solve without M": lambda: results(mcf.solve(None, X0, solver=mcf.HeavyBall(0.3, 0.5))),
-    "solve a batch": lambda: results(mcf.solve(MANY, rtol=1e-2, record_every=3)),
-    "solve 70": lambda: results(mcf.solve(WIDE, WIDE[:4], V.new_zeros(4, 70), rtol=0.3)),
-    "solve a large one": lambda: results(mcf.solve(LARGE, max_iters=5)),  # its step size is from power iteration
-    "stagnate": lambda: results(mcf.solve(M, rtol=1e-9, patience=20, max_iters=200)),
+    "solve a batch": lambda: results(mcf.solve(MANY, solver=mcf.HeavyBall(), rtol=1e-2, record_every=3)),
+    "solve 70": lambda: results(mcf.solve(WIDE, WIDE[:4], V.new_zeros(4, 70), solver=mcf.HeavyBall(), rtol=0.3)),
+    "solve a large one": lambda: results(
+        mcf.solve(LARGE, solver=mcf.HeavyBall(), max_iters=5)
+    ),  # its step size is from power iteration
+    "stagnate": lambda: results(mcf.solve(M, solver=mcf.HeavyBall(), rtol=1e-9, patience=20, max_iters=200)),
     "diverge": lambda: results(mcf.solve(M, solver=mcf.HeavyBall(1e3), max_iters=60)),
-    "resume a copy": lambda: results(mcf.solve(M, X0=copy.deepcopy(mcf.solve(M, max_iters=9)), max_iters=9)),
+    "resume a copy": lambda: results(
+        mcf.solve(M, X0=copy.deepcopy(mcf.solve(M, solver=mcf.HeavyBall(), max_iters=9)), max_iters=9)
+    ),
     "iterate longer": lambda: results(mcf.iterate(lambda A: A / 2, MANY, 0 * MANY, atol=1e-2, check_every=4)),
 }
 
@@ -131,7 +135,7 @@ def test_a_mode_of_the_process_changes_no_result(backend, call, mode):
 
 def test_a_solution_of_inference_mode_continues_outside_of_it(backend):
     with torch.inference_mode():
-        first = mcf.solve(M, max_iters=9)
+        first = mcf.solve(M, solver=mcf.HeavyBall(), max_iters=9)
     second = mcf.solve(M, X0=first, max_iters=9)
     assert not second.X.is_inference()
-    assert_same(second, mcf.solve(M, X0=mcf.solve(M, max_iters=9), max_iters=9))
+    assert_same(second, mcf.solve(M, X0=mcf.solve(M, solver=mcf.HeavyBall(), max_iters=9), max_iters=9))

@@ -173,7 +173,7 @@ def test_the_other_operators_show_with_shapes(force, traced):
 def test_the_table_tells_shapes_apart(backend):
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         for n in (3, 5):
-            mcf.solve(torch.eye(n), max_iters=4)
+            mcf.solve(torch.eye(n), solver=mcf.HeavyBall(), max_iters=4)
     rows = {(row.key, str(row.input_shapes)) for row in profiler.key_averages(group_by_input_shape=True)}
     for n in (3, 5):
         assert ("matconv_fast.solve", f"[[{n}, {n}], [], []]") in rows
@@ -194,7 +194,7 @@ class Called:
 def test_a_captured_chunk_shows_as_a_graph(force, traced, monkeypatch):
     force("cpu")
     plan = mcf.HeavyBall.plan
-    M, options = well_conditioned(4), {"max_iters": 40, "check_every": 8, "rtol": 0.0}
+    M, options = well_conditioned(4), {"solver": mcf.HeavyBall(), "max_iters": 40, "check_every": 8, "rtol": 0.0}
     plain = mcf.solve(M, **options)
     monkeypatch.setattr(run_module, "Replayed", Called)
     monkeypatch.setattr(mcf.HeavyBall, "plan", lambda *args: plan(*args)._replace(captured=True))
@@ -214,16 +214,16 @@ def test_without_a_profiler_nothing_is_recorded(backend, monkeypatch):
         raise AssertionError("recorded")
 
     monkeypatch.setattr(phases, "_recorded", refuse)
-    mcf.solve(torch.eye(3), max_iters=4)
+    mcf.solve(torch.eye(3), solver=mcf.HeavyBall(), max_iters=4)
     with pytest.raises(AssertionError, match="recorded"), profile(activities=[ProfilerActivity.CPU]):
-        mcf.solve(torch.eye(3), max_iters=4)
+        mcf.solve(torch.eye(3), solver=mcf.HeavyBall(), max_iters=4)
 
 
 def test_a_profiler_changes_no_error():
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True):
         with pytest.raises(TypeError, match=r"M must be a torch.Tensor, got list"):
-            mcf.solve([[1.0]])
-        sol = mcf.solve(torch.eye(3), X0=mcf.solve(torch.eye(3), max_iters=2))
+            mcf.solve([[1.0]], solver=mcf.HeavyBall())
+        sol = mcf.solve(torch.eye(3), X0=mcf.solve(torch.eye(3), solver=mcf.HeavyBall(), max_iters=2))
     assert bool(sol.converged)
 
 

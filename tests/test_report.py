@@ -27,7 +27,7 @@ def test_snapshots_are_iterates_of_the_solve(backend):
 
 def test_snapshots_of_a_resumed_transposed_batch():
     M = well_conditioned(4, 2)
-    first = mcf.solve(M, left=True, max_iters=7)
+    first = mcf.solve(M, solver=mcf.HeavyBall(), left=True, max_iters=7)
     sol = mcf.solve(M, X0=first, left=True, rtol=1e-4)
     for index in range(2):
         found = snapshots(sol, index)
@@ -39,7 +39,7 @@ def test_snapshots_of_a_resumed_transposed_batch():
 
 def test_a_problem_modified_since_is_refused():
     M = well_conditioned(4)
-    sol = mcf.solve(M)
+    sol = mcf.solve(M, solver=mcf.HeavyBall())
     M += 1
     with pytest.raises(ValueError, match="M or Y was modified in place since the solve"):
         sol.plot()
@@ -52,7 +52,7 @@ def test_curves_are_thinned_and_keep_their_ends():
 
 
 def test_plot_shows_the_loss_and_a_map_for_every_stop():
-    sol = mcf.solve(well_conditioned(4), rtol=1e-3)
+    sol = mcf.solve(well_conditioned(4), solver=mcf.HeavyBall(), rtol=1e-3)
     figure = sol.plot()
     kinds = [trace.type for trace in figure.data]
     steps = figure.layout.sliders[0].steps
@@ -67,20 +67,20 @@ def test_plot_shows_the_loss_and_a_map_for_every_stop():
 @pytest.mark.parametrize(
     "solution",
     [
-        lambda: mcf.solve(well_conditioned(4), rtol=1e-3),
-        lambda: mcf.solve(well_conditioned(4, 6), record_every=0, max_iters=20),
-        lambda: mcf.solve(torch.diag(torch.tensor([1.0, 0.0])), max_iters=50),
-        lambda: mcf.solve(torch.ones(2, 3), torch.ones(4, 3)),
+        lambda: mcf.solve(well_conditioned(4), solver=mcf.HeavyBall(), rtol=1e-3),
+        lambda: mcf.solve(well_conditioned(4, 6), solver=mcf.HeavyBall(), record_every=0, max_iters=20),
+        lambda: mcf.solve(torch.diag(torch.tensor([1.0, 0.0])), solver=mcf.HeavyBall(), max_iters=50),
+        lambda: mcf.solve(torch.ones(2, 3), torch.ones(4, 3), solver=mcf.HeavyBall()),
         lambda: mcf.solve(None, torch.ones(2, 2), solver=mcf.Adam(0.1), max_iters=30, record_every=7),
         lambda: mcf.solve(torch.eye(2), X0=torch.eye(2)),
         lambda: mcf.iterate(lambda A: A / 2, torch.ones(2, 2), torch.zeros(2, 2)),
-        lambda: mcf.solve(torch.ones(0, 3, 3)),
+        lambda: mcf.solve(torch.ones(0, 3, 3), solver=mcf.HeavyBall()),
         lambda: mcf.solve(torch.full((2, 2), torch.nan), solver=mcf.HeavyBall(0.1)),
         lambda: mcf.solve(torch.full((2, 2), torch.nan), torch.ones(2, 2), solver=mcf.HeavyBall(0.1)),
-        lambda: mcf.solve(torch.eye(3, 2)),
-        lambda: mcf.solve(torch.ones(0, 3), torch.ones(2, 3), max_iters=4),
-        lambda: mcf.solve(torch.ones(3, 3), torch.ones(0, 3)),
-        lambda: mcf.solve(torch.ones(3, 0), torch.ones(2, 0)),
+        lambda: mcf.solve(torch.eye(3, 2), solver=mcf.HeavyBall()),
+        lambda: mcf.solve(torch.ones(0, 3), torch.ones(2, 3), solver=mcf.HeavyBall(), max_iters=4),
+        lambda: mcf.solve(torch.ones(3, 3), torch.ones(0, 3), solver=mcf.HeavyBall()),
+        lambda: mcf.solve(torch.ones(3, 0), torch.ones(2, 0), solver=mcf.HeavyBall()),
     ],
     ids=[
         "plain",
@@ -110,7 +110,7 @@ def test_any_solution_has_a_report(tmp_path, solution):
 
 def test_the_comparison_is_with_the_direct_inverse():
     M = well_conditioned(4)
-    rows = dict(direct_comparison(mcf.solve(M, rtol=1e-6)))
+    rows = dict(direct_comparison(mcf.solve(M, solver=mcf.HeavyBall(), rtol=1e-6)))
     assert float(rows["det(M)"]) == pytest.approx(float(torch.linalg.det(M)), rel=1e-5)
     assert float(rows["largest |X - torch.linalg.inv(M)|"]) < 1e-5
     assert float(rows["||torch.linalg.inv(M) @ M - Y||_F"]) < 1e-13

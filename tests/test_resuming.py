@@ -35,7 +35,7 @@ def test_resuming_equals_one_run(backend, solver, batch):
 @pytest.mark.long
 def test_resuming_keeps_stagnation_and_divergence_exact(backend):
     M, X0 = small(dtype=torch.float32)
-    options = {"rtol": 1e-9, "patience": 50}
+    options = {"solver": mcf.HeavyBall(), "rtol": 1e-9, "patience": 50}
     whole = mcf.solve(M, None, X0, **options)
     first = mcf.solve(M, None, X0, max_iters=77, **options)
     second = mcf.solve(M, None, first, **options)
@@ -53,16 +53,16 @@ def test_resuming_keeps_stagnation_and_divergence_exact(backend):
 
 def test_resuming_with_a_tighter_tolerance_continues(backend):
     M, X0 = small()
-    loose = mcf.solve(M, None, X0, rtol=1e-2)
+    loose = mcf.solve(M, None, X0, solver=mcf.HeavyBall(), rtol=1e-2)
     tight = mcf.solve(M, None, loose, rtol=1e-6)
-    assert torch.equal(tight.X, mcf.solve(M, None, X0, rtol=1e-6).X)
+    assert torch.equal(tight.X, mcf.solve(M, None, X0, solver=mcf.HeavyBall(), rtol=1e-6).X)
 
 
 @pytest.mark.long
 def test_resuming_a_batch_leaves_the_stagnated_as_they_are(backend):
     M = torch.stack([torch.diag(torch.tensor([1.0, 2.0, 0.0])), torch.diag(torch.tensor([1.0, 2.0, 0.05]))])
-    whole = mcf.solve(M, patience=100)
-    first = mcf.solve(M, patience=100, max_iters=700)
+    whole = mcf.solve(M, solver=mcf.HeavyBall(), patience=100)
+    first = mcf.solve(M, solver=mcf.HeavyBall(), patience=100, max_iters=700)
     second = mcf.solve(M, X0=first, patience=100)
     assert whole.status.tolist() == [mcf.Status.STAGNATED, mcf.Status.CONVERGED]
     assert torch.equal(whole.X, second.X)
@@ -74,15 +74,15 @@ def test_resuming_a_batch_leaves_the_stagnated_as_they_are(backend):
 
 def test_resuming_on_another_equation_keeps_no_status(backend):
     M, _ = small(dtype=torch.float32)
-    far = mcf.solve(M, 1e12 * torch.eye(6), X0=mcf.solve(M))
+    far = mcf.solve(M, 1e12 * torch.eye(6), X0=mcf.solve(M, solver=mcf.HeavyBall()))
     assert bool(far.converged), far.message
-    near = mcf.solve(M + 0.1, X0=mcf.solve(M, patience=20), patience=200)
+    near = mcf.solve(M + 0.1, X0=mcf.solve(M, solver=mcf.HeavyBall(), patience=20), patience=200)
     assert bool(near.converged), near.message
 
 
 def test_a_solution_shares_no_memory_with_its_checkpoint(backend):
     M, X0 = small()
-    sol, same = (mcf.solve(M, None, X0, max_iters=9) for _ in range(2))
+    sol, same = (mcf.solve(M, None, X0, solver=mcf.HeavyBall(), max_iters=9) for _ in range(2))
     for t in (sol.X, sol.iterations, sol.status):
         t.zero_()
     assert torch.equal(mcf.solve(M, X0=sol, max_iters=9).X, mcf.solve(M, X0=same, max_iters=9).X)

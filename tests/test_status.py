@@ -68,12 +68,13 @@ def test_non_finite_hyperparameter(backend):
 @pytest.mark.long
 def test_singular_M_ends_at_its_minimum_and_says_why(backend):
     M = torch.diag(torch.tensor([1.0, 2.0, 0.0]))
-    sol = mcf.solve(M)
+    assert status(mcf.solve(M)) is mcf.Status.LEAST_SQUARES
+    sol = mcf.solve(M, solver=mcf.HeavyBall())
     assert status(sol) is mcf.Status.LEAST_SQUARES
     assert not bool(sol.converged)
     assert int(sol.iterations) <= 3_000
     assert "M is singular (rank 2 of 3 columns)" in sol.message
-    short = mcf.solve(M, max_iters=100)
+    short = mcf.solve(M, solver=mcf.HeavyBall(), max_iters=100)
     assert status(short) is mcf.Status.MAX_ITERATIONS
     assert "M is singular" in short.message
 
@@ -152,7 +153,7 @@ def test_the_message_is_about_the_right_problem_and_orientation(backend):
 @pytest.mark.long
 def test_no_tolerance_runs_every_iteration(backend):
     M = well_conditioned(4, dtype=torch.float32)
-    assert int(mcf.solve(M, rtol=0.0, max_iters=4_321).iterations) == 4_321
+    assert int(mcf.solve(M, solver=mcf.HeavyBall(), rtol=0.0, max_iters=4_321).iterations) == 4_321
 
 
 def test_max_iters_0_evaluates_X0(backend):
@@ -166,7 +167,7 @@ def test_max_iters_0_evaluates_X0(backend):
 
 def test_throw_raises_with_the_solution(backend):
     with pytest.raises(mcf.ConvergenceError, match="max_iters reached") as caught:
-        mcf.solve(torch.eye(3), max_iters=2, throw=True)
+        mcf.solve(torch.eye(3), solver=mcf.HeavyBall(), max_iters=2, throw=True)
     assert int(caught.value.solution.iterations) == 2
     mcf.solve(torch.eye(3), throw=True).raise_for_status()
 
@@ -176,7 +177,8 @@ def test_every_status_has_a_message_and_a_repr(backend):
     sol = mcf.solve(torch.eye(3))
     assert sol.message.startswith("converged: ||R||_F = ")
     assert repr(sol).startswith("Solution(CONVERGED after ")
-    batch = mcf.solve(torch.stack([torch.eye(3), torch.zeros(3, 3)]), max_iters=500)
+    singular = torch.stack([torch.eye(3), torch.zeros(3, 3)])
+    batch = mcf.solve(singular, solver=mcf.HeavyBall(), max_iters=500)
     assert repr(batch).startswith("Solution(1 CONVERGED, 1 MAX_ITERATIONS, X [2, 3, 3] float32 on cpu)")
     assert batch.message.startswith("1 of 2 problems did not converge; problem 1 max_iters reached")
     assert mcf.solve(torch.eye(3).expand(2, 3, 3)).message == "all 2 problems converged"

@@ -52,7 +52,7 @@ def test_it_stops_where_a_plain_loop_stops(backend, loss):
 def test_X0_that_meets_the_tolerance_needs_no_iteration(backend):
     M, _ = small()
     X0 = torch.linalg.inv(M)
-    sol = mcf.solve(M, None, X0, rtol=1e-8)
+    sol = mcf.solve(M, None, X0, solver=mcf.HeavyBall(), rtol=1e-8)
     assert int(sol.iterations) == 0
     assert bool(sol.converged)
     assert torch.equal(sol.X, X0)
@@ -61,7 +61,7 @@ def test_X0_that_meets_the_tolerance_needs_no_iteration(backend):
 
 def test_the_reported_residual_is_the_true_one(backend):
     M, X0 = small()
-    sol = mcf.solve(M, None, X0, rtol=1e-6)
+    sol = mcf.solve(M, None, X0, solver=mcf.HeavyBall(), rtol=1e-6)
     true = torch.linalg.norm(sol.X @ M - torch.eye(6))
     torch.testing.assert_close(sol.residual_norm, true, rtol=1e-9, atol=0)
     assert true <= 1e-6 * 6**0.5
@@ -71,9 +71,9 @@ def test_the_reported_residual_is_the_true_one(backend):
 
 def test_max_iters_that_ends_on_the_converging_iterate_counts_as_converged(backend):
     M, X0 = small()
-    full = mcf.solve(M, None, X0, rtol=1e-3)
-    exact = mcf.solve(M, None, X0, rtol=1e-3, max_iters=int(full.iterations))
-    short = mcf.solve(M, None, X0, rtol=1e-3, max_iters=int(full.iterations) - 1)
+    full = mcf.solve(M, None, X0, solver=mcf.HeavyBall(), rtol=1e-3)
+    exact = mcf.solve(M, None, X0, solver=mcf.HeavyBall(), rtol=1e-3, max_iters=int(full.iterations))
+    short = mcf.solve(M, None, X0, solver=mcf.HeavyBall(), rtol=1e-3, max_iters=int(full.iterations) - 1)
     assert mcf.Status(exact.status.item()) is mcf.Status.CONVERGED
     assert mcf.Status(short.status.item()) is mcf.Status.MAX_ITERATIONS
 
@@ -88,14 +88,14 @@ def test_a_chunk_is_short_enough_to_answer_ctrl_c(backend):
 def test_autocast_changes_nothing(backend):
     M, X0 = small(n=40, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = mcf.solve(M, None, X0, max_iters=20)
-    assert torch.equal(inside.X, mcf.solve(M, None, X0, max_iters=20).X)
+        inside = mcf.solve(M, None, X0, solver=mcf.HeavyBall(), max_iters=20)
+    assert torch.equal(inside.X, mcf.solve(M, None, X0, solver=mcf.HeavyBall(), max_iters=20).X)
 
 
 def test_inputs_are_not_modified(backend):
     M, X0 = small()
     before = M.clone(), X0.clone()
-    sol = mcf.solve(M, None, X0, max_iters=20)
+    sol = mcf.solve(M, None, X0, solver=mcf.HeavyBall(), max_iters=20)
     mcf.solve(M, None, sol, max_iters=20)
     assert torch.equal(M, before[0])
     assert torch.equal(X0, before[1])
@@ -104,7 +104,7 @@ def test_inputs_are_not_modified(backend):
 
 def test_the_same_call_gives_the_same_bits(backend):
     M = well_conditioned(12, 5, dtype=torch.float32)
-    first, second = (mcf.solve(M, max_iters=300, rtol=0.0) for _ in range(2))
+    first, second = (mcf.solve(M, solver=mcf.HeavyBall(), max_iters=300, rtol=0.0) for _ in range(2))
     assert torch.equal(first.X, second.X)
     assert torch.equal(first.history, second.history)
 
@@ -116,7 +116,7 @@ def test_ctrl_c_interrupts_a_long_solve(backend):
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         with pytest.raises(KeyboardInterrupt):
-            mcf.solve(M, None, X0, rtol=0.0, max_iters=10**9, record_every=0)
+            mcf.solve(M, None, X0, solver=mcf.HeavyBall(), rtol=0.0, max_iters=10**9, record_every=0)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
@@ -125,7 +125,7 @@ def test_ctrl_c_interrupts_a_long_solve(backend):
 
 def test_progress_shows_iterations_and_loss(backend, capsys):
     M, X0 = small()
-    mcf.solve(M, None, X0, max_iters=50, rtol=0.0, progress=True)
+    mcf.solve(M, None, X0, solver=mcf.HeavyBall(), max_iters=50, rtol=0.0, progress=True)
     shown = capsys.readouterr().err
     assert "50/50" in shown
     assert "loss=" in shown
