@@ -30,9 +30,9 @@ def workloads(device: str) -> dict[str, Callable[[], object]]:
     small, square = well_conditioned(4, device=device), well_conditioned(256, device=device)
     batch = well_conditioned(8, 1000, device=device)
     return {
-        "one problem of 4 x 4": lambda: mcf.solve(small, rtol=1e-6),
-        "one problem of 256 x 256": lambda: mcf.solve(square, rtol=1e-3),
-        "1,000 problems of 8 x 8": lambda: mcf.solve(batch, rtol=1e-3),
+        "one problem of 4 x 4": lambda: mcf.solve(small, solver=mcf.HeavyBall(), rtol=1e-6),
+        "one problem of 256 x 256": lambda: mcf.solve(square, solver=mcf.HeavyBall(), rtol=1e-3),
+        "1,000 problems of 8 x 8": lambda: mcf.solve(batch, solver=mcf.HeavyBall(), rtol=1e-3),
     }
 
 
