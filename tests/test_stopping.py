@@ -141,9 +141,9 @@ class LateFlags(flags.Flags):
     def send(self, counts):
         self._sent.append((counts.clone(), None))
 
-    def latest(self):
+    def latest(self, wait=False):
         found = None
-        while len(self._sent) > flags.IN_FLIGHT:
+        while len(self._sent) > (0 if wait else flags.IN_FLIGHT):
             running, longest = self._sent.popleft()[0].tolist()
             found = running, longest
         return found
