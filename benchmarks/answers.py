@@ -6,7 +6,6 @@ Every answer's residual is made in float64 before anyone is timed; making arrays
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -21,45 +20,48 @@ from torch import Tensor, linalg
 import matconv_fast as mcf
 from matconv_fast._workloads import Equation
 
-Run = Callable[[], Any]  # it returns X, X and its iterations, a Solution, or one of these for each of `drift`
-RIDGE = "ridge" in inspect.signature(mcf.solve).parameters
-
-
-def check(work: Equation, found: Any) -> None:
-    """Raise where an answer's residual is above the tolerance and the least there is."""
-    answers = found if work.drift else [found]
-    for M, answer in zip(work.drift or (work.M,), answers, strict=True):
-        X = answer.X if isinstance(answer, mcf.Solution) else answer[0] if isinstance(answer, tuple) else answer
-        least, norm, (wide, Y) = (
-            _truth(work) if not work.drift else (0.0, len(M) ** 0.5, (M.double(), torch.eye(len(M))))
-        )
-        X = torch.from_numpy(np.array(X)).double().view(*wide.shape[:-2], -1, wide.shape[-2])
-        over = linalg.matrix_norm(X @ wide - Y) / max(work.rtol * norm, (1 + work.rtol) * least)
-        if not bool((over <= 1).all()):
-            raise MismatchError(f"{work.name}: a residual is {float(over.max()):.1e} times what it may be")
+Run = Callable[[], Any]  # it returns X, X and its iterations, or a Solution; where M drifts, a list of these
+HAS_RIDGE = "ridge" in mcf.solve.__annotations__
 
 
 @functools.lru_cache(maxsize=1)
-def _truth(work: Equation) -> tuple[float, float, tuple[Tensor, Tensor]]:
-    """The least residual, ``||Y||``, and M and Y in float64; normal equations do, as M is well conditioned."""
+def _standard(work: Equation) -> tuple[Tensor, Tensor, float]:
+    """M and Y in float64, and the ``||R||`` that counts. By the normal equations: M is well conditioned."""
     M, Y = (t.double() for t in work.whole())
+    norm = float(linalg.matrix_norm(Y))
     if M.shape[-2] == M.shape[-1]:
-        return 0.0, float(linalg.matrix_norm(Y)), (M, Y)
-    return float(linalg.norm(linalg.solve(M @ M.mT, Y @ M.mT, left=False) @ M - Y)), float(linalg.norm(Y)), (M, Y)
+        return M, Y, work.rtol * norm
+    least = linalg.matrix_norm(linalg.solve(M @ M.mT, Y @ M.mT, left=False) @ M - Y)
+    return M, Y, max(work.rtol * norm, (1 + work.rtol) * float(least))
+
+
+def check(work: Equation, found: Any) -> None:
+    """Raise where the residual of an answer is above what counts."""
+    M, Y, most = _standard(work)
+    for A, answer in zip(work.drift or (M,), found if work.drift else (found,), strict=True):
+        X = answer.X if isinstance(answer, mcf.Solution) else answer[0] if isinstance(answer, tuple) else answer
+        X = torch.from_numpy(np.array(X)).double().reshape(*M.shape[:-2], len(Y), M.shape[-2])
+        over = linalg.matrix_norm(X @ A.double() - Y) / most
+        if not (over <= 1).all():
+            raise MismatchError(f"{work.name}: a residual is {float(over.max()):.1e} times what it may be")
 
 
 def _ours(solver: mcf.Solver, work: Equation) -> Run:
-    start = mcf.solve(work.M, solver=solver).X if work.drift else None
+    options: Any = {"solver": solver, "rtol": work.rtol}
+    if work.drift:
+        before = mcf.inv(work.M, **options).X
 
-    def follow() -> list[mcf.Solution]:
-        found: list[Any] = []
-        for M in work.drift:
-            found.append(mcf.inv(M, X0=found[-1].X if found else start, solver=solver))
-        return found
+        def follow() -> list[mcf.Solution]:
+            found: list[mcf.Solution] = []
+            for M in work.drift:
+                found.append(mcf.inv(M, X0=found[-1].X if found else before, **options))
+            return found
 
-    options = {"ridge": work.ridge, "loss": "sse"} if RIDGE and work.ridge else {}
-    M, Y = (work.M, work.Y) if options else work.whole() if work.ridge else (work.M, work.Y)
-    return follow if work.drift else lambda: mcf.solve(M, Y, solver=solver, rtol=work.rtol, **options)
+        return follow
+    if work.ridge and HAS_RIDGE:
+        return lambda: mcf.solve(work.M, work.Y, ridge=work.ridge, loss="sse", **options)
+    M, Y = work.whole()
+    return lambda: mcf.solve(M, None if work.Y is None else Y, **options)
 
 
 def _torch(function: Callable[..., Any], work: Equation) -> Run:
@@ -73,7 +75,7 @@ def _scipy(function: Callable[..., Any], work: Equation) -> Run:
 
 
 @functools.cache
-def _jitted(solver: str) -> Any:
+def _jitted(solver: str, batch: bool) -> Any:
     try:
         import jax
         import lineax
@@ -81,66 +83,55 @@ def _jitted(solver: str) -> Any:
         raise NotRunError("lineax is not installed: pip install lineax") from error
     jax.config.update("jax_platforms", "cpu")
 
-    def rows(M: Any, Y: Any) -> Any:
-        one = lambda y: lineax.linear_solve(lineax.MatrixLinearOperator(M.T), y, getattr(lineax, solver)()).value  # noqa: E731
-        return jax.vmap(one)(Y)
+    def answer(M: Any, Y: Any) -> Any:
+        operator, method = lineax.MatrixLinearOperator(M.T), getattr(lineax, solver)()
+        return jax.vmap(lambda y: lineax.linear_solve(operator, y, method).value)(Y)
 
-    return jax, jax.jit(rows), jax.jit(jax.vmap(rows, (0, None)))
+    return jax, jax.jit(jax.vmap(answer, (0, None)) if batch else answer)
 
 
 def _lineax(solver: str, work: Equation) -> Run:
-    jax, alone, batch = _jitted(solver)
-    arrays = [jax.numpy.asarray(t.numpy()) for t in work.whole()]
-    return lambda: jax.block_until_ready((batch if arrays[0].ndim == 3 else alone)(*arrays))
-
-
-def _gram(M: Tensor, Y: Tensor) -> Tensor:
-    return torch.cholesky_solve(M @ Y.mT, linalg.cholesky(M @ M.mT)).mT
+    jax, answer = _jitted(solver, work.M.dim() == 3)
+    M, Y = (jax.numpy.asarray(t.numpy()) for t in work.whole())
+    return lambda: jax.block_until_ready(answer(M, Y))
 
 
 def _minres(M: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, int]:
-    made: list[Any] = []
-    return scipy_sparse.minres(M, Y[0], rtol=1e-9, callback=made.append)[0], len(made)
+    made: list[Any] = []  # its own test has the norm of M in it: the largest tolerance whose answer counts
+    return scipy_sparse.minres(M, Y[0], rtol=1e-10, callback=made.append)[0], len(made)
 
 
 def _lsqr(M: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, int]:
-    tolerance = 32 * np.finfo(M.dtype).eps  # what LEAST_SQUARES asks for
-    return scipy_sparse.lsqr(M.T, Y[0], atol=tolerance, btol=tolerance)[::2][:2]
-
-
-PEERS: list[tuple[str, str, str, Callable[..., Run], Any]] = [
-    ("inverse regression kfac gptq", OURS, "matconv_fast", _ours, mcf.Auto()),
-    ("minres", OURS, "MINRES", _ours, mcf.MINRES()),
-    ("lsqr", OURS, "LSQR", _ours, mcf.LSQR()),
-    ("inverse kfac", "inv", "linalg.inv", _torch, lambda M, Y: linalg.inv(M)),
-    ("inverse", "solve", "linalg.solve(M, I)", _torch, lambda M, Y: linalg.solve(M, Y)),
-    ("inverse", "scipy", "SciPy's inv", _scipy, lambda M, Y: scipy_linalg.inv(M)),
-    ("inverse", "lineax", "lineax, LU", _lineax, "LU"),
-    ("kfac", "cholesky", "cholesky_inverse", _torch, lambda M, Y: torch.cholesky_inverse(linalg.cholesky(M))),
-    ("regression gptq", "lstsq", "linalg.lstsq", _torch, lambda M, Y: linalg.lstsq(M.mT, Y.mT).solution.mT),
-    ("regression gptq", "gram", "Gram matrix and Cholesky", _torch, _gram),
-    ("regression gptq", "scipy", "SciPy's lstsq", _scipy, lambda M, Y: scipy_linalg.lstsq(M.T, Y.T)[0].T),
-    ("regression gptq", "lineax", "lineax, QR", _lineax, "QR"),
-    ("minres", "scipy", "SciPy's minres", _scipy, _minres),
-    ("lsqr", "scipy", "SciPy's lsqr", _scipy, _lsqr),
-]
+    same = 32 * np.finfo(M.dtype).eps  # that LEAST_SQUARES asks for
+    X, _, made, *_ = scipy_sparse.lsqr(M.T, Y[0], atol=same, btol=same)
+    return X, made
 
 
 def _register(kinds: str, name: str, label: str, make: Callable[..., Run], how: Any) -> None:
     def report(found: Any) -> dict[str, Any]:
         last = found[-1] if isinstance(found, list) else found
-        return (
-            ended(last)
-            if isinstance(last, mcf.Solution)
-            else {"iterations": last[1]}
-            if isinstance(last, tuple)
-            else {}
-        )
+        return {"iterations": last[1]} if isinstance(last, tuple) else ended(last) if name == OURS else {}
 
-    prepare = lambda work: Call(make(how, work), max(1, len(work.drift)), report)  # noqa: E731
-    checked = lambda work: check(work, make(how, work)())  # noqa: E731
-    register(kinds, name, Contender(label, prepare, checked, "" if name == OURS else OURS))
+    prepare = lambda work: Call(make(how, work), len(work.drift) or 1, report)  # noqa: E731
+    against = "" if name == OURS else OURS
+    register(kinds, name, Contender(label, prepare, lambda work: check(work, make(how, work)()), against))
 
 
-for _peer in PEERS:
+for _peer in (
+    ("inverse regression kfac gptq", OURS, "matconv_fast", _ours, mcf.Auto()),
+    ("minres", OURS, "matconv_fast, MINRES", _ours, mcf.MINRES()),
+    ("lsqr", OURS, "matconv_fast, LSQR", _ours, mcf.LSQR()),
+    ("inverse kfac", "inv", "linalg.inv", _torch, lambda M, _: linalg.inv(M)),
+    ("inverse", "solve", "linalg.solve(M, I)", _torch, linalg.solve),
+    ("inverse", "scipy", "SciPy inv", _scipy, lambda M, _: scipy_linalg.inv(M)),
+    ("inverse", "lineax", "lineax LU", _lineax, "LU"),
+    ("kfac", "cholesky", "cholesky_inverse", _torch, lambda M, _: torch.cholesky_inverse(linalg.cholesky(M))),
+    ("regression gptq", "lstsq", "linalg.lstsq", _torch, lambda M, Y: linalg.lstsq(M.mT, Y.mT).solution.mT),
+    ("regression gptq", "gram", "Gram matrix and Cholesky", _torch,
+     lambda M, Y: torch.cholesky_solve(M @ Y.mT, linalg.cholesky(M @ M.mT)).mT),
+    ("regression gptq", "scipy", "SciPy lstsq", _scipy, lambda M, Y: scipy_linalg.lstsq(M.T, Y.T)[0].T),
+    ("regression gptq", "lineax", "lineax QR", _lineax, "QR"),
+    ("minres", "scipy", "SciPy minres", _scipy, _minres),
+    ("lsqr", "scipy", "SciPy lsqr", _scipy, _lsqr),
+):  # fmt: skip
     _register(*_peer)

@@ -219,17 +219,25 @@ def pair(n: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Equation:
-    """A: an equation to be answered, from scratch or from an answer to a similar one.
+    """A: an equation to be answered, without a path to follow: an inverse where Y is None.
 
-    A contender's answer counts if ``||X @ M - Y|| <= max(rtol ||Y||, 1.001 times the least there is)``, in float64.
+    An answer counts whose ``||X @ M - Y||``, in float64, is at most ``rtol ||Y||`` or ``1 + rtol`` times the least.
     """
 
     name: str
     M: Tensor
     Y: Tensor | None = None
     rtol: float = 1e-5
-    drift: tuple[Tensor, ...] = ()  # matrices that follow M, each to be answered from the answer before
+    drift: tuple[Tensor, ...] = ()  # to be inverted in place of M, each from the inverse before; the first from M's
     ridge: float = 0.0
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """M and Y, with ``sqrt(ridge)`` times the identity, and zeros, as further columns."""
+        n = self.M.shape[-2]
+        Y = torch.eye(n) if self.Y is None else self.Y
+        if not self.ridge:
+            return self.M, Y
+        return torch.cat([self.M, self.ridge**0.5 * torch.eye(n)], 1), torch.cat([Y, torch.zeros(len(Y), n)], 1)
 
 
 def inverses(name: str, problems: int, n: int) -> Equation:
