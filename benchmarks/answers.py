@@ -40,8 +40,8 @@ def check(work: Equation, found: Any) -> None:
     M, Y, most = _standard(work)
     for A, answer in zip(work.drift or (M,), found if work.drift else (found,), strict=True):
         X = answer.X if isinstance(answer, mcf.Solution) else answer[0] if isinstance(answer, tuple) else answer
-        X = torch.from_numpy(np.array(X)).double().reshape(*M.shape[:-2], len(Y), M.shape[-2])
-        over = linalg.matrix_norm(X @ A.double() - Y) / most
+        X = (X if isinstance(X, Tensor) else torch.from_numpy(np.array(X))).double()
+        over = linalg.matrix_norm(X.view(*M.shape[:-2], len(Y), -1) @ A.double() - Y) / most
         if not (over <= 1).all():
             raise MismatchError(f"{work.name}: a residual is {float(over.max()):.1e} times what it may be")
 
