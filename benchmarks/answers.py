@@ -58,9 +58,9 @@ def _ours(solver: mcf.Solver, work: Equation) -> Run:
             return found
 
         return follow
-    if work.ridge and HAS_RIDGE:
-        return lambda: mcf.solve(work.M, work.Y, ridge=work.ridge, loss="sse", **options)
     M, Y = work.whole()
+    if work.ridge and HAS_RIDGE:
+        M, Y, options = work.M, work.Y, options | {"ridge": work.ridge, "loss": "sse"}  # type: ignore[assignment]
     return lambda: mcf.solve(M, None if work.Y is None else Y, **options)
 
 
@@ -129,7 +129,7 @@ for _peer in (
     ("regression gptq", "lstsq", "linalg.lstsq", _torch, lambda M, Y: linalg.lstsq(M.mT, Y.mT).solution.mT),
     ("regression gptq", "gram", "Gram matrix and Cholesky", _torch,
      lambda M, Y: torch.cholesky_solve(M @ Y.mT, linalg.cholesky(M @ M.mT)).mT),
-    ("regression gptq", "scipy", "SciPy lstsq", _scipy, lambda M, Y: scipy_linalg.lstsq(M.T, Y.T)[0].T),
+    ("regression gptq", "scipy", "SciPy lstsq", _scipy, lambda M, Y: scipy_linalg.lstsq(M.T, Y.T)[0].T),  # type: ignore
     ("regression gptq", "lineax", "lineax QR", _lineax, "QR"),
     ("minres", "scipy", "SciPy minres", _scipy, _minres),
     ("lsqr", "scipy", "SciPy lsqr", _scipy, _lsqr),

@@ -282,7 +282,7 @@ def quantized(name: str, inputs: int = 128, outputs: int = 64, bits: int = 3) ->
     from sklearn.datasets import load_digits
 
     generator = torch.Generator().manual_seed(0)
-    images = torch.tensor(load_digits().data, dtype=torch.float32) / 16
+    images = torch.tensor(load_digits(return_X_y=True)[0], dtype=torch.float32) / 16
     A = torch.relu(images @ torch.randn(images.shape[1], inputs, generator=generator)).mT / 8
     W = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
     unit = W.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
