@@ -139,7 +139,7 @@ $(VENV)/.testers: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.benchers: $(VENV)/.testers
-	$(BIN)/pip install --quiet -c constraints.txt jax
+	$(BIN)/pip install --quiet -c constraints.txt jax scipy lineax
 	touch $@
 
 $(VENV)/.linters: $(VENV)/.testers

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from descents import LOSS_RTOL, X_RTOL, Path, check, compiled, counted, flop, sampled, scale, step_size, tolerance_of
+from descents import LOSS_RTOL, X_RTOL, check, counted, sampled
 from measure import OURS, Call, Contender, MismatchError, NotRunError, near, register
 from torch import Tensor
 
 import matconv_fast as mcf
+from matconv_fast._loops import Path, compiled, flop, scale, step_size, tolerance_of
 from matconv_fast._workloads import Descent, LossInputs
 
 NORM_RTOL = 1e-2  # torch.linalg.norm in float32 is off by 5e-3 at 8,192: it sums in float32

@@ -1,8 +1,4 @@
-"""Who runs a heavy ball: matconv_fast, the loops that people write for it, and bare GEMMs; checked against float64.
-
-A loop returns X at the end and the loss before each update, as the notebook's does. A loop of a batch with an `rtol`
-runs until every problem meets it; a problem that has met it keeps its X.
-"""
+"""Who runs a heavy ball: matconv_fast, the loops of `_loops`, and bare GEMMs; checked against float64."""
 
 from __future__ import annotations
 
@@ -16,10 +12,10 @@ from measure import COPY, GEMM, OURS, Call, Contender, MismatchError, near, regi
 from torch import Tensor
 
 import matconv_fast as mcf
-from matconv_fast import _workloads
-from matconv_fast._workloads import Descent, notebook_loop
+from matconv_fast import _loops, _workloads
+from matconv_fast._loops import ADAM_LR, Path, adam_loop, addmm_loop, autograd_loop, flop
+from matconv_fast._workloads import Descent
 
-Path = tuple[Tensor, Tensor]  # X at the end, and the losses by iteration
 Loop = Callable[[Descent], Path]
 
 # float32 on well-conditioned problems, before the residual reaches its rounding level: loose, but no other iteration
@@ -28,27 +24,6 @@ X_RTOL, LOSS_RTOL = 1e-4, 1e-3
 SAMPLED_SECONDS = 0.04  # of a Python loop, whose cost per iteration does not depend on their number
 LONG_FLOP = 2e11  # of ours, some two seconds: longer workloads are cut there, to LEAST iterations or more
 LEAST = 20
-ADAM_LR = 0.01
-
-
-def flop(work: Descent) -> float:
-    """Two products: one iteration of the whole batch."""
-    return 4.0 * work.X0.numel() * work.M.shape[-1]
-
-
-def scale(work: Descent) -> float:
-    """Factor of a mean's gradient, of one problem."""
-    return 2 / (work.X0.shape[-2] * work.M.shape[-1])
-
-
-def step_size(work: Descent) -> Any:
-    """One number, or one a problem, that multiplies matrices."""
-    return work.lr.view(-1, 1, 1) if isinstance(work.lr, Tensor) else work.lr
-
-
-def tolerance_of(work: Descent) -> Tensor:
-    """Bound on ``sum(R^2)``, per problem."""
-    return (work.rtol**2 * work.Y.square().sum((-2, -1))).expand(work.X0.shape[:-2])
 
 
 # The check
@@ -101,18 +76,22 @@ def adam(work: Descent) -> mcf.Solution:
     return mcf.solve(work.M, work.Y, work.X0, solver=mcf.Adam(lr=ADAM_LR), rtol=0.0, max_iters=work.iterations)
 
 
+def ended(solution: mcf.Solution) -> dict[str, Any]:
+    """Iterations, and the number of problems by status."""
+    codes = enumerate(solution.status.flatten().bincount().tolist())
+    made = int(solution.iterations.max())
+    return {"iterations": made, "status": {mcf.Status(code).name: n for code, n in codes if n}}
+
+
 def _ours(solve: Callable[..., mcf.Solution], work: Descent, threads: int | None = None) -> Call:
     most = max(LEAST, round(LONG_FLOP / flop(work)))
     part = work if work.rtol else replace(work, iterations=min(work.iterations, most))
 
     def report(solution: mcf.Solution) -> dict[str, Any]:
-        """Iterations, and the number of problems by status."""
         made = solution.iterations
         if not work.rtol and not (made == part.iterations).all():
             raise MismatchError(f"{work.name}: {made} iterations, {part.iterations} counted")
-        codes = enumerate(solution.status.flatten().bincount().tolist())
-        facts = {"iterations": int(made.max()), "status": {mcf.Status(code).name: n for code, n in codes if n}}
-        return facts | ({"flop": flop(work) / len(work.X0) * int(made.sum())} if work.rtol else {})
+        return ended(solution) | ({"flop": flop(work) / len(work.X0) * int(made.sum())} if work.rtol else {})
 
     if work.rtol:  # until the last problem stops; like the loops it keeps no history
         return Call(functools.partial(solve, work, record_every=0), report=report)
@@ -167,136 +146,23 @@ def counted(part: Descent, run: Callable[[], Any]) -> Call:
     return Call(run, part.iterations, lambda _: {"iterations": part.iterations})
 
 
-def loop_of(kinds: str, name: str, label: str, check: Any = check, against: str = OURS) -> Callable[[Any], Any]:
-    """Register a loop as a contender."""
+def _loop(kinds: str, name: str, label: str, loop: Loop, check: Any = check, against: str = OURS) -> None:
+    def prepare(work: Descent) -> Call:
+        part = work if work.rtol else sampled(work)
+        return counted(part, functools.partial(loop, part))
 
-    def decorate(loop: Loop) -> Loop:
-        def prepare(work: Descent) -> Call:
-            part = work if work.rtol else sampled(work)
-            return counted(part, functools.partial(loop, part))
-
-        register(kinds, name, Contender(label, prepare, lambda work: check(work, loop), against))
-        return loop
-
-    return decorate
+    register(kinds, name, Contender(label, prepare, lambda work: check(work, loop), against))
 
 
-@loop_of("descent", "equal_loop", "torch.equal loop")
-def equal_loop(work: Descent) -> Path:
-    """The question's loop around the heavy ball: new tensors in every iteration, until ``torch.equal(X @ M, Y)``."""
-    X, V, losses = work.X0, torch.zeros_like(work.X0), []
-    Y = work.Y.expand(*work.X0.shape[:-1], work.M.shape[-1])
-    for _ in range(work.iterations):
-        P = X @ work.M
-        if torch.equal(P, Y):
-            break
-        R = P - Y
-        losses.append((R * R).mean((-2, -1)))
-        V = work.momentum * V + scale(work) * (R @ work.M.mT)
-        X = X - step_size(work) * V
-    return X, torch.stack(losses)
-
-
-@loop_of("descent call_step", "autograd_loop", "notebook's loop")
-def autograd_loop(work: Descent) -> Path:
-    """The notebook's loop. Of a batch it takes the mean of all losses, so that lr grows by the number of problems."""
-    return notebook_loop(work if work.X0.dim() == 2 else replace(work, lr=step_size(work) * len(work.X0)))
-
-
-@loop_of("descent call_step", "sgd", "SGD(fused=True)")
-def sgd_loop(work: Descent) -> Path:
-    return _optimized(work, lambda X: torch.optim.SGD([X], lr=work.lr, momentum=work.momentum, fused=True))
-
-
-@loop_of("descent", "torch_adam", "Adam(fused=True)", check_adam, "matconv_fast_adam")
-def adam_loop(work: Descent) -> Path:
-    return _optimized(work, lambda X: torch.optim.Adam([X], lr=ADAM_LR, fused=True))
-
-
-def _optimized(work: Descent, make: Callable[[Tensor], torch.optim.Optimizer]) -> Path:
-    X, losses = work.X0.clone().requires_grad_(), []
-    optimizer = make(X)
-    for _ in range(work.iterations):
-        optimizer.zero_grad()
-        loss = torch.nn.functional.mse_loss(X @ work.M, work.Y)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    return X.detach(), torch.stack(losses)
-
-
-@loop_of("descent call_step", "addmm", "addmm(out=)")
-@loop_of("stopping", "baddbmm", "baddbmm(out=)")
-def addmm_loop(work: Descent) -> Path:
-    """In place: two products that also add, a norm, an update."""
-    product, lr, Mt = torch.baddbmm if work.M.dim() == 3 else torch.addmm, step_size(work), work.M.mT.contiguous()
-    X, V, Y = work.X0.clone(), torch.zeros_like(work.X0), work.Y.expand(*work.X0.shape[:-1], work.M.shape[-1])
-    R, norms = torch.empty_like(Y, memory_format=torch.contiguous_format), X.new_empty(work.iterations, *X.shape[:-2])
-    tolerance, running, made = tolerance_of(work).sqrt(), torch.ones_like(norms[0], dtype=torch.bool), 0
-    for k in range(work.iterations):
-        product(Y, X, work.M, beta=-1, out=R)
-        torch.linalg.vector_norm(R, dim=(-2, -1), out=norms[k])
-        product(V, R, Mt, beta=work.momentum, alpha=scale(work), out=V)
-        made = k + 1
-        if work.rtol:
-            running.logical_and_(norms[k] > tolerance)
-            X.addcmul_(V, lr * running.view(-1, 1, 1), value=-1)
-            if not running.any():
-                break
-        else:
-            X.addcmul_(V, lr, value=-1) if isinstance(lr, Tensor) else X.sub_(V, alpha=lr)
-    return X, norms[:made].double().square() * (scale(work) / 2)
-
-
-@functools.cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False, fullgraph=True)
-
-
-def _broadcast_product(X: Tensor, M: Tensor) -> Tensor:
-    """``X @ M`` as a sum that inductor fuses with its neighbours: a fifth of the time of ``bmm`` on 8 x 8."""
-    return (X.unsqueeze(-1) * M.unsqueeze(-3)).sum(-2)
-
-
-@functools.cache
-def _compiled_step(product: Callable[[Tensor, Tensor], Tensor], momentum: float, stops: bool) -> Callable[..., Any]:
-    """One step in place; ``sum(R^2)`` before it. With `stops`, of the problems above their tolerance.
-
-    The factor is no ``alpha=`` of ``add_``: inductor (torch 2.13) drops that where it makes the sum an ``addmm``.
-    """
-
-    def step(X: Tensor, V: Tensor, M: Tensor, Y: Tensor, lr: Tensor, tolerance: Tensor, running: Tensor) -> Any:
-        R = product(X, M) - Y
-        sums = R.square().sum((-2, -1))
-        V.mul_(momentum).add_((2 / (R.shape[-2] * R.shape[-1])) * product(R, M.mT))
-        if stops:
-            running.logical_and_(sums > tolerance)
-            lr = torch.where(running[:, None, None], lr, 0.0)
-        X.sub_(lr * V)
-        return sums, running.any() if stops else None
-
-    return compiled(step)
-
-
-@loop_of("descent call_step", "compile", "torch.compile of the step")
-@loop_of("stopping", "compile_bmm", "torch.compile, bmm")
-def compiled_loop(work: Descent, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> Path:
-    """The host reads one scalar an iteration where problems stop."""
-    step, X, V, sums = _compiled_step(product, work.momentum, bool(work.rtol)), work.X0.clone(), 0 * work.X0, []
-    fixed = work.M, work.Y, torch.as_tensor(step_size(work), dtype=work.M.dtype), tolerance_of(work)
-    running = torch.ones(work.X0.shape[:-2], dtype=torch.bool, device=X.device)
-    for _ in range(work.iterations):
-        now, going_on = step(X, V, *fixed, running)
-        sums.append(now)
-        if going_on is not None and not going_on:
-            break
-    return X, torch.stack(sums) * (scale(work) / 2)
-
-
-@loop_of("stopping", "compile", "torch.compile of the step")
-def compiled_fused_loop(work: Descent) -> Path:
-    return compiled_loop(work, _broadcast_product)
-
+_loop("descent", "equal_loop", "torch.equal loop", _loops.equal_loop)
+_loop("descent call_step", "autograd_loop", "notebook's loop", autograd_loop)
+_loop("descent call_step", "sgd", "SGD(fused=True)", _loops.sgd_loop)
+_loop("descent", "torch_adam", "Adam(fused=True)", adam_loop, check_adam, "matconv_fast_adam")
+_loop("descent call_step", "addmm", "addmm(out=)", addmm_loop)
+_loop("stopping", "baddbmm", "baddbmm(out=)", addmm_loop)
+_loop("descent call_step", "compile", "torch.compile of the step", _loops.compiled_loop)
+_loop("stopping", "compile_bmm", "torch.compile, bmm", _loops.compiled_loop)
+_loop("stopping", "compile", "torch.compile of the step", _loops.compiled_fused_loop)
 
 # Limits of the machine
 

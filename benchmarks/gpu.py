@@ -19,12 +19,13 @@ from typing import Any
 import report
 import torch
 from bench import run
-from descents import addmm_loop, sampled
+from descents import sampled
 from measure import OURS, ROOT, Call, Contender, register
 from torch import Tensor
 from workloads import Workload, load
 
 import matconv_fast as mcf
+from matconv_fast._loops import addmm_loop
 
 
 def _graph(work: Any) -> Call:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import calls  # noqa: F401  # registers its contenders
+import answers  # noqa: F401  # registers its contenders
+import calls  # noqa: F401
 from measure import CONTENDERS, GEMM, ROOT, Contender
 
 import matconv_fast as mcf

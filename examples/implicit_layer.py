@@ -68,7 +68,8 @@ def unrolled(M: Tensor, Y: Tensor, iterations: int) -> Tensor:
     """The same heavy ball, with every iteration recorded by autograd."""
     s = torch.linalg.eigvalsh(M.detach())  # M is symmetric positive definite: its singular values
     low, high, c = s[0], s[-1], 2 / Y.numel()
-    lr, momentum = 4 / (c * (low + high) ** 2), ((high - low) / (high + low)) ** 2
+    lr = (3 + (low / high) ** 2) / (c * (low + high) ** 2)
+    momentum = (1 - low * (c * lr) ** 0.5) ** 2
     X = V = torch.zeros_like(Y)
     for _ in range(iterations):
         V = momentum * V + c * (X @ M - Y) @ M.mT

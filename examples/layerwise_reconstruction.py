@@ -59,7 +59,8 @@ def plain_correct(M: Tensor, Y: Tensor, iterations: int) -> tuple[Tensor, Tensor
     """The same iterations in plain PyTorch, with the same lr and momentum: X, and the loss before each update."""
     s = torch.linalg.eigvalsh(M.double() @ M.double().mT).sqrt()
     low, high, c = float(s[0]), float(s[-1]), 2 / Y.numel()
-    lr, momentum = 4 / (c * (low + high) ** 2), ((high - low) / (high + low)) ** 2
+    lr = (3 + (low / high) ** 2) / (c * (low + high) ** 2)
+    momentum = (1 - low * (c * lr) ** 0.5) ** 2
     X, V, losses = torch.eye(OUT), torch.zeros(OUT, OUT), []
     for _ in range(iterations):
         R = X @ M - Y

@@ -30,9 +30,9 @@ STATUS_CODES = {
 }
 
 # A problem whose ||R||^2 rises beyond this factor has diverged. At its optimal lr and momentum a heavy ball's ||R||^2
-# rises by up to about kappa^2 before it falls (285-fold at kappa 400), and no kappa beyond 1e7 is solvable in float32,
-# or beyond 1e8 in float64.
-BAIL_FACTOR = 1e16
+# rises by up to (kappa / 2e)^2 before it falls (285-fold in a test at kappa 400). A larger rise than 1e10 asks for a
+# kappa above 5e5, and would need millions of iterations to fall again.
+BAIL_FACTOR = 1e10
 
 # The smallest square that is still a normal float64: a tolerance below its root cannot be tested for.
 SMALLEST_SQUARE = 2.3e-308

@@ -215,3 +215,91 @@ def pair(n: int) -> tuple[Tensor, Tensor]:
     """D: two n x n matrices to compute the distance of."""
     A, B = torch.randn(2, n, n, generator=torch.Generator().manual_seed(0))
     return A, B
+
+
+@dataclass(frozen=True, eq=False)
+class Equation:
+    """A: an equation to be answered, without a path to follow: an inverse where Y is None.
+
+    An answer counts whose ``||X @ M - Y||``, in float64, is at most ``rtol ||Y||`` or ``1 + rtol`` times the least.
+    """
+
+    name: str
+    M: Tensor
+    Y: Tensor | None = None
+    rtol: float = 1e-5
+    drift: tuple[Tensor, ...] = ()  # to be inverted in place of M, each from the inverse before; the first from M's
+    ridge: float = 0.0
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """M and Y, with ``sqrt(ridge)`` times the identity, and zeros, as further columns."""
+        n = self.M.shape[-2]
+        Y = torch.eye(n) if self.Y is None else self.Y
+        if not self.ridge:
+            return self.M, Y
+        return torch.cat([self.M, self.ridge**0.5 * torch.eye(n)], 1), torch.cat([Y, torch.zeros(len(Y), n)], 1)
+
+
+def inverses(name: str, problems: int, n: int) -> Equation:
+    """A4 and A64: a batch of matrices of normal numbers, with condition numbers up to 100."""
+    generator = torch.Generator().manual_seed(0)
+    M = torch.randn(2 * problems, n, n, generator=generator) + (n > 16) * 2 * n**0.5 * torch.eye(n)
+    return Equation(name, M[torch.linalg.cond(M) < 100][:problems].contiguous())
+
+
+def inverses_of_batch(name: str) -> Equation:
+    """A8: those of B8."""
+    return Equation(name, batch().M)
+
+
+def dense(name: str, n: int) -> Equation:
+    """A256 and A1024: one matrix with singular values between 1 and 3."""
+    M = torch.randn(n, n, generator=torch.Generator().manual_seed(0)) / n**0.5 + 2 * torch.eye(n)
+    return Equation(name, M)
+
+
+def regression(name: str, m: int, n: int, p: int) -> Equation:
+    """Areg and Awide: few unknowns, many samples; the least-squares solution is asked for."""
+    generator = torch.Generator().manual_seed(0)
+    return Equation(name, torch.randn(n, p, generator=generator), torch.randn(m, p, generator=generator))
+
+
+def covariance(name: str, n: int, steps: int = 3) -> Equation:
+    """Akfac: the damped covariance of n features, condition number some 150, and how it drifts as samples come in."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.logspace(0, -1, n)
+    found: list[Tensor] = []
+    for _ in range(steps + 1):
+        A = spread * torch.randn(4 * n, n, generator=generator)
+        new = A.mT @ A / len(A)
+        found.append(new if not found else 0.99 * found[-1] + 0.01 * new)
+    damped = [C + 0.01 * torch.eye(n) for C in found]
+    return Equation(name, damped[0], drift=tuple(damped[1:]))
+
+
+def quantized(name: str, inputs: int = 128, outputs: int = 64, bits: int = 3) -> Equation:
+    """Agptq: a correction of weights rounded to 3 bits, on a layer's activations for scikit-learn's digits."""
+    from sklearn.datasets import load_digits
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.tensor(load_digits(return_X_y=True)[0], dtype=torch.float32) / 16
+    A = torch.relu(images @ torch.randn(images.shape[1], inputs, generator=generator)).mT / 8
+    W = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
+    unit = W.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    rest = (W - (W / unit).round() * unit) @ A
+    return Equation(name, A, rest, ridge=1e-2 * float(torch.linalg.matrix_norm(A, 2)) ** 2)
+
+
+def poisson(name: str, side: int = 30) -> Equation:
+    """The five-point Laplacian of a square grid, dense and in float64, and one right-hand side."""
+    one = 2 * torch.eye(side) - torch.diag(torch.ones(side - 1), 1) - torch.diag(torch.ones(side - 1), -1)
+    M = torch.kron(one, torch.eye(side)) + torch.kron(torch.eye(side), one)
+    Y = torch.randn(1, side * side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return Equation(name, M.double(), Y, rtol=1e-8)
+
+
+def samples(name: str, n: int = 200, p: int = 2_000) -> Equation:
+    """A random least-squares problem in float64, one right-hand side."""
+    generator = torch.Generator().manual_seed(0)
+    M, Y = (torch.randn(k, p, generator=generator, dtype=torch.float64) for k in (n, 1))
+    return Equation(name, M, Y, rtol=1e-8)

@@ -17,11 +17,13 @@ import pytest
 pytest.importorskip("pytest_benchmark")
 pytest.importorskip("matplotlib")
 
+import answers
 import bench
 import descents
 import measure
 import plots
 import report
+import torch
 import workloads
 from measure import GEMM, OURS, Call, Contender, MismatchError, NotRunError
 from workloads import WORKLOADS
@@ -56,6 +58,7 @@ def sleeper(label: str, units: float = 1.0, error: Exception | None = None, agai
 def test_the_named_workloads_are_there():
     wanted = {f"N{k}" for k in range(1, 5)} | {f"Q{k}" for k in range(1, 4)} | {"B8", "B8_shares", "B64", "T256", "R"}
     wanted |= {f"S{2**k}" for k in range(2, 12)} | {"F", "D64", "D1024", "D4096", "D8192", "call_step", "call_loss"}
+    wanted |= {"A4", "A8", "A64", "A256", "A1024", "Areg", "Awide", "Akfac", "Agptq", "Apoisson", "Asamples"}
     assert wanted <= WORKLOADS.keys()
     for name in (f"S{2**k}" for k in range(2, 12)):
         loops = {"equal_loop", "autograd_loop", "sgd", "addmm", "compile", "jax_scan", "jax_while", "gemms"}
@@ -158,16 +161,30 @@ def test_a_contender_that_fails_does_not_stop_the_others():
     assert report.errors(data) == ["w, wrong: MismatchError: not the same"]
 
 
-@pytest.mark.parametrize("name", ["N2", "Q3", "D64", "call_step", "call_loss_backward", "batch_10"])
+RUN = ["N2", "Q3", "D64", "call_step", "call_loss_backward", "batch_10", "A256", "Akfac512", "Agptq", "Asamples"]
+
+
+@pytest.mark.parametrize("name", RUN)
 def test_a_workload_runs(name):
     """Those contenders that compile nothing."""
     work = WORKLOADS[name]
-    mine = {who: c for who, c in work.contenders.items() if not who.startswith(("jax", "compile"))}
+    mine = {who: c for who, c in work.contenders.items() if not who.startswith(("jax", "compile", "lineax"))}
     found = measure.contest(work.setup(), mine, 1, functools.partial(measure.timed, seconds=1e-4))
     assert all(len(facts.get("seconds", [])) == 1 for facts in found.values()), found
     if name == "N2":
         assert found["addmm"]["seconds"][0] > 2 * found[OURS]["seconds"][0]
         assert found[OURS]["status"] == {"MAX_ITERATIONS": 1}
+
+
+@pytest.mark.parametrize("name", ["A256", "Akfac512", "Agptq", "Asamples"])
+def test_an_answer_with_too_large_a_residual_is_refused(name):
+    work = WORKLOADS[name].setup()
+    X = work.whole()[1] @ torch.linalg.pinv(work.whole()[0].double()).to(work.M.dtype)
+    found = [torch.linalg.inv(M.double()).float() for M in work.drift] if work.drift else X
+    answers.check(work, found)
+    off = 1 + 20 * max(work.rtol, 1e-3 * (work.Y is not None)) ** (1 if work.Y is None else 0.5)
+    with pytest.raises(MismatchError, match="times what it may be"):
+        answers.check(work, [t if k else off * t for k, t in enumerate(found)] if work.drift else off * X)
 
 
 def test_another_momentum_is_another_answer():

@@ -37,6 +37,7 @@ LAYERS = [
     ["matconv_fast.solve.solve"],
     ["matconv_fast.solve"],
     ["matconv_fast._workloads"],
+    ["matconv_fast._loops"],
     ["matconv_fast._demo"],
     ["matconv_fast"],
     ["matconv_fast.__main__"],

@@ -178,13 +178,13 @@ def test_the_history_of_a_problem_that_is_done_at_once(backend):
 
 
 def test_what_is_restored_when_a_problem_diverges_inside_a_chunk(backend):
-    """``||R||^2`` beyond 1e16 times its first value: a factor of 10 an iteration takes 9 of them."""
+    """``||R||^2`` beyond 1e10 times its first value: a factor of 10 an iteration takes 6 of them."""
     Y = torch.ones(2, 1, 1, dtype=torch.float64)
     M = torch.ones(2, 1, 1, dtype=torch.float64)
     rates = torch.tensor([11 / 2, 0.25], dtype=torch.float64)  # R times -10, and times a half
     sol = mcf.solve(M, Y, solver=mcf.HeavyBall(rates, 0.0), rtol=0.0, max_iters=30)
     assert [mcf.Status(code).name for code in sol.status.tolist()] == ["DIVERGED", "MAX_ITERATIONS"]
-    assert sol.iterations.tolist() == [9, 30]
-    torch.testing.assert_close(sol.X.flatten(), torch.tensor([1 + 1e9, 1 - 0.5**30], dtype=torch.float64))
-    assert sol.history[0, :10].isfinite().all()
-    assert sol.history[0, 10:].isnan().all()
+    assert sol.iterations.tolist() == [6, 30]
+    torch.testing.assert_close(sol.X.flatten(), torch.tensor([1 - 1e6, 1 - 0.5**30], dtype=torch.float64))
+    assert sol.history[0, :7].isfinite().all()
+    assert sol.history[0, 7:].isnan().all()

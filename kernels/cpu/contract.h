@@ -27,7 +27,7 @@ enum Status : int64_t {
   kStatusStopped = 7,
 };
 
-constexpr double kBailFactor = 1e+16;
+constexpr double kBailFactor = 10000000000.0;
 constexpr double kSmallestSquare = 2.3e-308;
 
 }  // namespace mcf

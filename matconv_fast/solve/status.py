@@ -21,7 +21,7 @@ class Status(enum.IntEnum):
     MAX_ITERATIONS = contract.MAX_ITERATIONS
     """`max_iters` updates were made without meeting the tolerance."""
     DIVERGED = contract.DIVERGED
-    """``||R||^2`` passed 1e16 times the larger of its first value and ``||Y||^2``, or overflowed."""
+    """``||R||^2`` passed 1e10 times the larger of its first value and ``||Y||^2``, or overflowed."""
     STAGNATED = contract.STAGNATED
     """The residual stopped falling short of the tolerance: rounding, or an equation without solution."""
     NONFINITE = contract.NONFINITE
