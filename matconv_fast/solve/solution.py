@@ -47,8 +47,9 @@ class Solution:
     Attributes:
         X: the iterate at which each problem stopped, ``[*, m, n]`` (``[*, n]`` for a vector Y), in float32 for
             bfloat16 and float16 inputs.
-        loss: its loss.
-        residual_norm: its ``||X @ M - Y||_F`` (for `iterate`, the distance in the norm asked for), float64.
+        loss: its loss, the ridge included.
+        residual_norm: its ``||X @ M - Y||_F``, float64; with a ridge ``sqrt(||X @ M - Y||_F^2 + ridge ||X||_F^2)``,
+            which the loss is made of; for `iterate`, the distance in the norm asked for.
         iterations: updates made, int64; with ``X0=solution`` those of the earlier solve included.
         status: `Status` codes, int64.
         history: ``[*, H]``, the loss after 0, record_every, 2 record_every, ... updates of this call; NaN after a
@@ -78,7 +79,10 @@ class Solution:
 
     @property
     def converged(self) -> Tensor:
-        """Whether each problem has its answer, bool: CONVERGED, or LEAST_SQUARES where M has more columns than rows."""
+        """Whether each problem has its answer, bool.
+
+        CONVERGED; and LEAST_SQUARES where M has more columns than rows, or there is a ridge.
+        """
         answered = self.status == Status.CONVERGED
         if self.problem.n < self.problem.p:  # most Y have no exact solution, so the minimum is what was asked for
             answered = answered | (self.status == Status.LEAST_SQUARES)
@@ -126,8 +130,8 @@ class Solution:
         """A proven bound on ``||X - X*||_F``, float64, one per problem: it holds in spite of all rounding.
 
         X* is the exact solution for the numbers in M and Y, or the least-squares solution where M has more columns than
-        rows. Infinity means "no bound": M is too close to singular, or has more rows than columns, so that X* is not
-        unique. Takes an inverse in float64 and four products (Rump, 2010).
+        rows, or there is a ridge. Infinity means "no bound": M is too close to singular, or has more rows than columns,
+        so that X* is not unique. Takes an inverse in float64 and four products (Rump, 2010).
 
         Raises:
             ValueError: M or Y was modified in place since the solve.
