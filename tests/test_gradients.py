@@ -125,7 +125,7 @@ def test_low_precision_gradients_are_of_the_inputs_dtype():
 
 def test_an_unconverged_solve_says_so_in_the_backward():
     M = well_conditioned(4, 3).requires_grad_()
-    X = mcf.inv(M, max_iters=2).X
+    X = mcf.inv(M, solver=mcf.HeavyBall(), max_iters=2).X
     with pytest.warns(RuntimeWarning, match="3 of 3 problems had not converged"):
         X.sum().backward()
     M.grad = None
@@ -137,7 +137,7 @@ def test_an_unconverged_solve_says_so_in_the_backward():
 
 def test_a_matrix_without_full_rank_is_refused():
     singular = torch.stack((torch.eye(3), torch.ones(3, 3))).double().requires_grad_()
-    X = mcf.solve(singular, rand(2, 3), max_iters=2).X
+    X = mcf.solve(singular, rand(2, 3), solver=mcf.HeavyBall(), max_iters=2).X
     with (
         pytest.warns(RuntimeWarning, match="not converged"),
         pytest.raises(torch.linalg.LinAlgError, match=r"full row rank.*1 of 2 matrices \[3, 3\] lack it"),

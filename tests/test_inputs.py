@@ -108,7 +108,7 @@ def test_no_unknowns(backend):
     sol = mcf.solve(torch.ones(0, 3), torch.ones(2, 3), max_iters=5)
     assert sol.X.shape == (2, 0)
     assert float(sol.loss) == 1.0
-    assert not bool(sol.converged)
+    assert sol.status == mcf.Status.LEAST_SQUARES  # nothing is smaller: there is one X
 
 
 def test_an_empty_batch(backend):
@@ -137,23 +137,24 @@ def test_a_tolerance_whose_square_underflows_is_never_met(backend):
 
 
 def test_an_M_too_small_for_a_step_size_says_so(backend):
-    sol = mcf.solve(1e-25 * torch.eye(3), max_iters=100)
+    sol = mcf.solve(1e-25 * torch.eye(3), solver=mcf.HeavyBall(), max_iters=100)
     assert "the step size for this M, whose largest singular value is 1e-25, is out of range for float32" in sol.message
 
 
 def test_momentum_auto_is_faster_than_the_default(backend):
     M = torch.diag(torch.tensor([1.0, 3.0, 10.0, 30.0]).double())
     auto = mcf.solve(M, solver=mcf.HeavyBall(momentum="auto"), rtol=1e-6)
-    default = mcf.solve(M, rtol=1e-6)
+    default = mcf.solve(M, solver=mcf.HeavyBall(), rtol=1e-6)
     assert bool(auto.converged)
     assert int(auto.iterations) < int(default.iterations)
 
 
 @pytest.mark.long
-def test_the_estimated_lr_is_half_of_the_stability_limit(backend):
-    for M in (well_conditioned(6), well_conditioned(600, dtype=torch.float32)):  # eigenvalues, and power iteration
+def test_the_estimated_lr_is_at_most_half_of_the_stability_limit(backend):
+    for M in (well_conditioned(6), well_conditioned(600, dtype=torch.float32)):  # eigenvalues, and a bound by Lanczos
         n = M.shape[0]
         solver = mcf.HeavyBall(momentum=0.8)
         problem = mcf.solve(M, max_iters=0).problem
         limit = 2 * 1.8 / (2 / n**2 * torch.linalg.matrix_norm(M.double(), 2) ** 2)
-        torch.testing.assert_close(solver.hyperparameters(problem)[0].double()[0], limit / 2, rtol=0.05, atol=0)
+        lr = float(solver.hyperparameters(problem)[0].double()[0])
+        assert 0.9 * limit / 2 <= lr <= (1 + 1e-6) * limit / 2

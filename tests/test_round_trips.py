@@ -20,7 +20,7 @@ from matconv_fast import problem as problem_module
 
 
 def plain_heavy_ball() -> dict[str, Any]:
-    return {"M": well_conditioned(5), "options": {"rtol": 1e-3}}
+    return {"M": well_conditioned(5), "options": {"solver": mcf.HeavyBall(), "rtol": 1e-3}}
 
 
 def tensor_hyperparameters() -> dict[str, Any]:
@@ -35,7 +35,7 @@ def adam_from_the_left() -> dict[str, Any]:
 
 
 def low_precision() -> dict[str, Any]:
-    return {"M": well_conditioned(5).bfloat16(), "Y": torch.eye(5).bfloat16(), "options": {}}
+    return {"M": well_conditioned(5).bfloat16(), "Y": torch.eye(5).bfloat16(), "options": {"solver": mcf.HeavyBall()}}
 
 
 def no_product() -> dict[str, Any]:
@@ -85,14 +85,14 @@ def test_the_cases_are_what_their_names_say(backend):
     second = mcf.solve(made["M"].clone(), X0=first, max_iters=60, **made["options"])
     assert second.iterations[0] > first.iterations[0]  # on another equation it continues
     made = low_precision()
-    first = mcf.solve(made["M"], made["Y"], max_iters=23)
+    first = mcf.solve(made["M"], made["Y"], solver=mcf.HeavyBall(), max_iters=23)
     assert first.X.dtype == torch.float32  # which does not tell the default tolerance
 
 
 @pytest.mark.parametrize("trip", TRIPS)
 def test_another_equation_is_recognised_after_a_round_trip(backend, trip):
     M = well_conditioned(4)
-    first = mcf.solve(M, max_iters=9)
+    first = mcf.solve(M, solver=mcf.HeavyBall(), max_iters=9)
     for other in (M + 0.01, M.float().double() * 1.5):
         assert_same(mcf.solve(other, X0=TRIPS[trip](first)), mcf.solve(other, X0=first))
 
@@ -100,7 +100,7 @@ def test_another_equation_is_recognised_after_a_round_trip(backend, trip):
 @pytest.mark.parametrize("trip", TRIPS)
 def test_an_equation_that_was_modified_in_place_stays_marked(backend, trip):
     M = well_conditioned(4)
-    first = mcf.solve(M, max_iters=9)
+    first = mcf.solve(M, solver=mcf.HeavyBall(), max_iters=9)
     M.add_(0.01)
     other = TRIPS[trip](first)
     assert "M or Y was modified in place since" in first.message
@@ -111,7 +111,7 @@ def test_an_equation_that_was_modified_in_place_stays_marked(backend, trip):
 @pytest.mark.parametrize("trip", TRIPS)
 def test_a_copy_does_not_change_with_the_users_M(backend, trip):
     M = well_conditioned(4)
-    first = mcf.solve(M, max_iters=9)
+    first = mcf.solve(M, solver=mcf.HeavyBall(), max_iters=9)
     message, kept = first.message, M.clone()
     other = TRIPS[trip](first)
     M.zero_()
@@ -121,7 +121,7 @@ def test_a_copy_does_not_change_with_the_users_M(backend, trip):
 
 def test_a_state_dict_keeps_its_M_when_the_user_changes_theirs(backend):
     M = well_conditioned(4)
-    first = mcf.solve(M, max_iters=9)
+    first = mcf.solve(M, solver=mcf.HeavyBall(), max_iters=9)
     message, state_dict = first.message, first.state_dict()
     M.zero_()
     assert mcf.Solution.from_state_dict(through_file(state_dict)).message == message
@@ -148,14 +148,14 @@ def test_the_dtype_of_a_start_alone_survives(backend):
 
 def test_a_loaded_solution_plots_the_same():
     pytest.importorskip("plotly")
-    sol = mcf.solve(well_conditioned(4), rtol=1e-3)
+    sol = mcf.solve(well_conditioned(4), solver=mcf.HeavyBall(), rtol=1e-3)
     assert saved(sol).plot().to_dict() == sol.plot().to_dict()
 
 
 def test_inference_tensors_are_saved_too(backend):
     with torch.inference_mode():
         M = well_conditioned(4)
-        first = mcf.solve(M, max_iters=9)
+        first = mcf.solve(M, solver=mcf.HeavyBall(), max_iters=9)
     assert first.X.is_inference()
     for trip in TRIPS.values():
         assert_same(mcf.solve(M, X0=trip(first)), mcf.solve(M, X0=first))
@@ -163,7 +163,7 @@ def test_inference_tensors_are_saved_too(backend):
 
 def test_a_copy_carries_no_gradient():
     M = well_conditioned(4).requires_grad_()
-    sol = mcf.solve(M)
+    sol = mcf.solve(M, solver=mcf.HeavyBall())
     assert sol.X.requires_grad
     for trip in TRIPS.values():
         other = trip(sol)
@@ -176,7 +176,7 @@ def test_a_copy_carries_no_gradient():
 def test_values_are_compared_only_after_a_round_trip(backend, monkeypatch):
     """Comparing them waits for the device."""
     M = well_conditioned(4)
-    first = mcf.solve(M, max_iters=9)
+    first = mcf.solve(M, solver=mcf.HeavyBall(), max_iters=9)
 
     def refuse(*arguments: object) -> None:
         raise AssertionError("compared")
@@ -190,7 +190,7 @@ def test_values_are_compared_only_after_a_round_trip(backend, monkeypatch):
 
 def test_a_solution_of_another_device_is_refused():
     """As after ``torch.load(..., map_location=...)``, with an M that stayed on its device."""
-    sol = mcf.solve(torch.eye(3), max_iters=2)
+    sol = mcf.solve(torch.eye(3), solver=mcf.HeavyBall(), max_iters=2)
     elsewhere = replace(sol, problem=replace(sol.problem, Y=sol.problem.Y.to("meta")))
     with pytest.raises(ValueError, match="its device is meta, this one's cpu"):
         mcf.solve(torch.eye(3), X0=elsewhere)
@@ -198,7 +198,7 @@ def test_a_solution_of_another_device_is_refused():
 
 def test_an_error_can_leave_another_process():
     with pytest.raises(mcf.ConvergenceError) as caught:
-        mcf.solve(torch.eye(3), max_iters=1, throw=True)
+        mcf.solve(torch.eye(3), solver=mcf.HeavyBall(), max_iters=1, throw=True)
     other = pickle.loads(pickle.dumps(caught.value))
     assert str(other) == str(caught.value)
     assert_same(other.solution, caught.value.solution)
