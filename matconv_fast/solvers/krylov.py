@@ -3,8 +3,10 @@
 From the residual R of X, a cycle solves ``D @ M = -R`` for a correction D, one recursion for each row. Its own estimate
 of the residual is not trusted: where it claims success, ``X + D`` is measured, and the next cycle starts there.
 
-Scalars never go to the host. So cycles begin, and unfinished ones are measured, at fixed iterations only, the *marks*:
-1, 4, 16 and the multiples of 32. In between X stays what it was, and after a claim it is the X claimed.
+Scalars never go to the host, but for a single row on a CPU. So cycles begin, and claims are measured, at fixed
+iterations only, the *marks*: 8, 16 and the multiples of 32. Unfinished cycles are measured more seldom, after 8, 128
+and multiples of 256 iterations, since that takes a product. In between X stays what it was; after a claim it is the X
+claimed.
 """
 
 from __future__ import annotations
@@ -19,33 +21,39 @@ from torch import Tensor
 from .._ops import Plan
 from ..kernels.contract import LEAST_SQUARES, RUNNING, STAGNATED, StopCriteria, Trace
 from ..problem import Problem
+from .factor import factor_problem
 from .measure import LEAST_SQUARES_UNITS, MOST_CHECKED, Measure, norm
+from .row_arithmetic import Row, Rows, row_norm
 from .solver import Iterate, Solver
 
-MARK, EARLY_MARKS = 32, (1, 4, 16)
+MARK, EARLY_MARKS = 32, (8, 16)
+LOOK, EARLY_LOOKS = 256, (8, 128)
+CHUNK, LAGGING_CHUNK = 256, 64
+# Of the tolerance, what a recursion must estimate to claim that it is met.
+CLAIMED_SHARE = 0.8
 # Of a cycle's first residual, what it may ask for: a recursion in one precision gains no more than this.
 CYCLE_GAIN = 0.75  # eps to this power
 
-WAITS, RUNS, CLAIMS = (
-    0.0,
-    1.0,
-    2.0,
-)  # phases of a problem: for a cycle to begin, in a cycle, for its claim to be measured
+# Of R, what may be removable at a least-squares minimum: its square is the share of ||R||^2.
+REMOVABLE_SHARE = 0.05
+
+# Phases of a problem: it waits for a cycle to begin, runs in a cycle, or claims success and is to be measured.
+WAITS, RUNS, CLAIMS = 0.0, 1.0, 2.0
 
 
 def is_mark(slot: int) -> bool:
-    """Whether iteration number `slot` is measured."""
+    """Whether cycles begin, and claims are measured, at iteration number `slot`."""
     return slot % MARK == 0 or slot in EARLY_MARKS
 
 
-def row_norm(t: Tensor) -> Tensor:
-    """Of each row, ``[B, m, 1]``."""
-    return torch.linalg.vector_norm(t, dim=-1, keepdim=True)
+def is_look(slot: int) -> bool:
+    """Whether cycles that go on are measured there, too."""
+    return slot % LOOK == 0 or slot in EARLY_LOOKS
 
 
-def ratio(a: Tensor, b: Tensor) -> Tensor:
-    """``a / b``, and 0 where b is not above 0."""
-    return torch.where(b > 0, a / torch.where(b > 0, b, 1), 0)
+# Of a recursion: ``[B, m, k]`` and ``[B, m, 1]`` each, or ``[k]`` and numbers; see `row_arithmetic`.
+Vectors = tuple[Tensor, ...]
+Scalars = tuple[Any, ...]
 
 
 class Work:
@@ -89,19 +97,21 @@ class Krylov(Solver):
 
     @abc.abstractmethod
     def memory(self, problem: Problem) -> tuple[Tensor, ...]:
-        """The recursion's own tensors, ``[B, m, ...]``."""
+        """The recursion's own tensors, ``[B, m, k]``: its vectors, and its scalars in one tensor."""
 
     @abc.abstractmethod
     def begin(self, work: Work, R: Tensor, S: Tensor | None) -> tuple[Tensor, ...]:
         """These tensors at the start of a cycle for ``D @ A = -R``; S is ``R A^T``, where `needs_slope`."""
 
     @abc.abstractmethod
-    def recur(self, work: Work, own: tuple[Tensor, ...], active: Tensor, D: Tensor) -> tuple[Tensor, ...]:
-        """One iteration of the active rows; adds to D."""
+    def recur(
+        self, rows: Any, A: Tensor, vectors: Vectors, scalars: Scalars
+    ) -> tuple[Vectors, Scalars, tuple[Any, Tensor]]:
+        """One iteration: vectors and scalars after it, and ``(a, w)``, the correction ``a * w`` of D."""
 
     @abc.abstractmethod
-    def estimates(self, own: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """``||R||`` and ``||R A^T||`` of each row, ``[B, m, 1]``, by the recursion."""
+    def estimates(self, scalars: Scalars) -> tuple[Any, Any]:
+        """``||R||`` and ``||R A^T||`` of each row, by the recursion."""
 
     def prepare(self, problem: Problem) -> Tensor | None:
         """A scale for the rows of M, or None."""
@@ -124,7 +134,8 @@ class Krylov(Solver):
     def plan(self, problem: Problem) -> Plan:
         """See `Solver`."""
         work = Work(problem, self.prepare(problem))
-        return Plan(algorithm="cycles", exact=True, chunk=2 * MARK, verdicts=True, work=work)
+        chunk = LAGGING_CHUNK if work.measure.waits else CHUNK
+        return Plan(algorithm="cycles", exact=True, chunk=chunk, verdicts=True, work=work)
 
     def verdict(self, problem: Problem, plan: Plan, iterate: Iterate) -> Tensor:
         """See `Solver`. On CPUs, a claim of LEAST_SQUARES is checked first."""
@@ -132,15 +143,16 @@ class Krylov(Solver):
         claims = codes == LEAST_SQUARES
         if measure.waits or min(problem.n, problem.p) > MOST_CHECKED or not bool(claims.any()):
             return codes
-        refuted = claims & measure.minimum_refuted(plan.work.R)
-        return codes.masked_fill_(refuted, STAGNATED)
+        if not _is_minimum_of_a_regular(problem, plan.work):
+            codes.masked_fill_(claims & measure.minimum_refuted(plan.work.R), STAGNATED)
+        return codes
 
     def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
         """See `Solver`."""
         run = _Chunk(self, plan.work, iterate, criteria, trace)
-        for j in range(trace.sums.shape[1] - 1):
-            if not run.iteration(j):
-                break
+        j = 0
+        while j < run.steps and (made := run.iterations(j)):
+            j += made
         plan.work.R = run.R
 
 
@@ -161,8 +173,8 @@ class _Chunk:
         trace.steps_done.zero_()
         self.claimed_at = torch.zeros_like(slots)
 
-    def iteration(self, j: int) -> bool:
-        """Iteration j of the chunk; False where nothing is left to do."""
+    def iterations(self, j: int) -> int:
+        """Iteration j of the chunk, and of a single row those up to the next mark; 0 where nothing is left to do."""
         work, cycle, looks = self.work, self.cycle, not self.work.measure.waits
         squares = self.r.square()
         going = (j < self.criteria.limit) & (squares > self.criteria.threshold) & squares.isfinite()
@@ -172,20 +184,24 @@ class _Chunk:
                 self._begin(waiting)
         going &= cycle.verdict == RUNNING
         if looks and not bool(going.any()):
-            return False
-        runs = going & (cycle.phase == RUNS)
+            return 0
+        runs, made = going & (cycle.phase == RUNS), 1
         if not looks or bool(runs.any()):
-            self._recur(runs, j)
-        self.trace.steps_done.add_(going)
-        cycle.slots.add_(going)
-        work.slot += 1
-        mark = is_mark(work.slot)
-        if mark or j + 1 == self.steps:
-            due = going & ((cycle.phase == CLAIMS) | ((cycle.phase == RUNS) & mark))
+            if looks and self.X.shape[:2] == (1, 1):
+                made = self._recur_alone(j)
+            else:
+                self._recur(runs, j)
+        self.trace.steps_done.add_(going, alpha=made)
+        cycle.slots.add_(going, alpha=made)
+        work.slot += made
+        last = j + made - 1
+        self.trace.sums[:, j + 1 : last + 2] = self.r.square()[:, None]
+        if is_mark(work.slot) or last + 1 == self.steps:
+            due = going & ((cycle.phase == CLAIMS) | ((cycle.phase == RUNS) & is_look(work.slot)))
             if not looks or bool(due.any()):
-                self._measure(due, j)
-        self.trace.sums[:, j + 1] = self.r.square()
-        return True
+                self._measure(due, last)
+                self.trace.sums[:, last + 1] = self.r.square()
+        return made
 
     def _refuse(self) -> None:
         codes = self.method.refuse(self.work)
@@ -211,20 +227,50 @@ class _Chunk:
         cycle.phase.masked_fill_(waiting, RUNS)
 
     def _recur(self, runs: Tensor, j: int) -> None:
-        cycle, work, eps = self.cycle, self.work, self.work.measure.eps
+        cycle, work = self.cycle, self.work
         active = cycle.active & runs[:, None, None]
-        new = self.method.recur(work, cycle.own, active, cycle.D)
-        for old, value in zip(cycle.own, new, strict=True):
-            old.copy_(value)
-        r, s = (t.double() for t in self.method.estimates(cycle.own))
-        target = (0.5 * self.criteria.threshold.clamp(min=0).sqrt() / cycle.start).clamp(min=eps**CYCLE_GAIN)
-        flat = 0.5 * LEAST_SQUARES_UNITS * eps * work.A_norm
+        *vectors, scalars = cycle.own
+        fresh, now, (a, w) = self.method.recur(Rows, work.A, tuple(vectors), scalars.split(1, -1))
+        cycle.D.add_(torch.where(active, a * w, 0))
+        for old, new in zip(vectors, fresh, strict=True):  # MINRES moves each to the one before: in this order
+            old.copy_(new)
+        scalars.copy_(torch.where(active, torch.cat(now, -1), scalars))
+        r, s = (t.double() for t in self.method.estimates(scalars.split(1, -1)))
+        target, flat = self._targets()
         rows = (r <= (target / max(r.shape[1], 1) ** 0.5)[:, None, None]) | (s <= flat[:, None, None] * r)
         cycle.active.copy_(cycle.active & ~(rows & active))
         claims = (norm(r) <= target) | (norm(s) <= flat * norm(r)) | ~cycle.active.any(1)[:, 0]
         claims &= runs
         cycle.phase.masked_fill_(claims, CLAIMS)
         self.claimed_at.masked_fill_(claims, j + 1)
+
+    def _targets(self) -> tuple[Tensor, Tensor]:
+        """Up to which estimates of ``||R||``, and of ``||R A^T||`` over that, a cycle claims success; ``[B]``."""
+        eps, tolerance = self.work.measure.eps, self.criteria.threshold.clamp(min=0).sqrt()
+        target = (CLAIMED_SHARE * tolerance / self.cycle.start).clamp(min=eps**CYCLE_GAIN)
+        return target, 0.5 * LEAST_SQUARES_UNITS * eps * self.work.A_norm
+
+    def _recur_alone(self, j: int) -> int:
+        """The iterations of a single row from j up to the next mark, with its scalars as numbers; how many."""
+        cycle, work = self.cycle, self.work
+        *states, state = cycle.own
+        vectors, scalars, D = tuple(t[0, 0] for t in states), tuple(state[0, 0].tolist()), cycle.D[0, 0]
+        target, flat = map(float, self._targets())
+        most = min(self.steps, int(self.criteria.limit)) - j
+        most = next((k for k in range(1, most) if is_mark(work.slot + k)), most)
+        for made in range(1, most + 1):
+            vectors, scalars, (a, w) = self.method.recur(Row, work.A[0], vectors, scalars)
+            D.add_(w, alpha=a)
+            r, s = self.method.estimates(scalars)
+            if r <= target or s <= flat * r:
+                cycle.active.fill_(False)
+                cycle.phase.fill_(CLAIMS)
+                self.claimed_at.fill_(j + made)
+                break
+        for old, new in zip(states, [t.clone() for t in vectors], strict=True):  # they may be one another's
+            old[0, 0] = new
+        state[0, 0] = torch.tensor(scalars, dtype=torch.float64)
+        return most
 
     def _measure(self, due: Tensor, j: int) -> None:
         """Move X by the correction so far where that does not raise its residual; judge the cycles that claim."""
@@ -266,6 +312,19 @@ class _Chunk:
         cycle.verdict.masked_fill_(fails & minimum, LEAST_SQUARES)
         if not self.method.needs_slope:  # otherwise the next start measures it
             cycle.slope.copy_(torch.where(fails, slope, cycle.slope))
+
+
+def _is_minimum_of_a_regular(problem: Problem, work: Work) -> bool:
+    """Whether the normal equations show that nothing of R can be removed, which they do where M is well-conditioned."""
+    assert work.R is not None
+    R, r = work.R, norm(work.R)
+    if problem.n > problem.p or not bool((r > 0).all()):
+        return False
+    factor = factor_problem(problem, "gram", "float32")
+    if not bool(factor.full_rank.all()):
+        return False
+    removable = factor.correction(work.measure.normal(R / r[:, None, None]))[1]
+    return bool((removable <= REMOVABLE_SHARE).all())
 
 
 def scratch(problem: Problem, *columns: int) -> tuple[Tensor, ...]:
