@@ -150,9 +150,10 @@ def test_momentum_auto_is_faster_than_the_default(backend):
 
 @pytest.mark.long
 def test_the_estimated_lr_is_half_of_the_stability_limit(backend):
-    for M in (well_conditioned(6), well_conditioned(600, dtype=torch.float32)):  # eigenvalues, and power iteration
+    for M in (well_conditioned(6), well_conditioned(600, dtype=torch.float32)):  # eigenvalues, and Lanczos
         n = M.shape[0]
         solver = mcf.HeavyBall(momentum=0.8)
         problem = mcf.solve(M, max_iters=0).problem
         limit = 2 * 1.8 / (2 / n**2 * torch.linalg.matrix_norm(M.double(), 2) ** 2)
-        torch.testing.assert_close(solver.hyperparameters(problem)[0].double()[0], limit / 2, rtol=0.05, atol=0)
+        lr = solver.hyperparameters(problem)[0].double()[0]
+        assert limit / 2 / 1.1 <= lr <= limit / 2 * (1 + 1e-6)
