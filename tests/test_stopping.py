@@ -13,6 +13,7 @@ from problems import plain_heavy_ball, small, well_conditioned
 import matconv_fast as mcf
 from matconv_fast.solve import flags, graph
 from matconv_fast.solve import run as run_module
+from matconv_fast.solvers import spectrum
 
 SOLVERS = {"heavy ball": mcf.HeavyBall(lr=0.3, momentum=0.7), "adam": mcf.Adam(lr=0.02)}
 
@@ -165,6 +166,14 @@ def test_counts_that_arrive_late_change_no_result(backend, solver, n, monkeypatc
     for name in ("X", "iterations", "status", "loss"):
         assert torch.equal(getattr(late, name), getattr(at_once, name)), name
     assert torch.equal(late.history.nan_to_num(-1.0), at_once.history.nan_to_num(-1.0))
+
+
+def test_an_estimate_waits_for_counts_that_arrive_late(backend, monkeypatch):
+    """X0 meets the tolerance: no estimate is made, though the host could have gone on."""
+    monkeypatch.setattr(run_module, "Flags", LateFlags)
+    monkeypatch.setattr(spectrum, "largest", lambda problem: pytest.fail("estimated"))
+    M = well_conditioned(4)
+    assert bool(mcf.solve(M, None, torch.linalg.inv(M), solver=mcf.HeavyBall()).converged)
 
 
 def test_replayed_runs_its_first_call_uncaptured_and_then_replays(monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -66,7 +65,7 @@ class Direct(NamedTuple):
         rounded: the same in the dtype of X: of that solution, or of the one without singular values that are rounding
             in this dtype, whichever is smaller.
         rank: of M in float64: a float32 M may have a rank that float32 would not confirm.
-        condition: the condition number of M; infinite where the rank is not full.
+        condition: of M, by its nonzero singular values.
     """
 
     minimum: float
@@ -90,7 +89,7 @@ def _direct(problem: Problem, index: int) -> Direct | None:
         float(torch.linalg.matrix_norm(X.double() @ M - Y))
         for X in (solutions[0], *(X.to(problem.dtype) for X in solutions))
     )
-    return Direct(minimum, min(rounded), ranks[0], float(s[0] / s[-1]) if ranks[0] == len(s) else math.inf)
+    return Direct(minimum, min(rounded), ranks[0], float(s[0] / s[max(ranks[0], 1) - 1]))
 
 
 def _minimum(problem: Problem, direct: Direct | None, r: float, tolerance: float) -> str:
@@ -144,12 +143,11 @@ def _unsolvable(problem: Problem, direct: Direct | None, tolerance: float) -> st
     if direct is None or direct.rounded <= tolerance or problem.has_ridge:
         return ""
     if direct.rank == problem.p or direct.minimum <= tolerance:
-        if direct.condition * torch.finfo(problem.dtype).eps < 0.1:
+        if not direct.condition * torch.finfo(problem.dtype).eps >= 0.1:
             return ""
-        number = "infinite" if direct.condition == math.inf else f"{direct.condition:.1e}"
         return (
-            f"the condition number of M is {number}, too large for {name}, in which a direct solution reaches "
-            f"{direct.rounded:.3g}; use a wider dtype, or scale M"
+            f"the condition number of M is {direct.condition:.1e}, too large for {name}, in which a direct solution "
+            f"reaches {direct.rounded:.3g}; use a wider dtype, or scale M"
         )
     n, p = problem.n, problem.p
     equation, side, shape = ("M @ X", "rows", (p, n)) if problem.left else ("X @ M", "columns", (n, p))
