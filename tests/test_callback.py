@@ -83,6 +83,7 @@ def test_true_stops_the_run(backend):
         mcf.solve(M, None, X0, callback=lambda view: True, throw=True, **options)
 
 
+@pytest.mark.long
 def test_a_stopped_run_can_be_resumed(backend):
     M, X0 = small()
     whole = mcf.solve(M, None, X0, solver=RULE, rtol=1e-6)
@@ -150,6 +151,7 @@ def test_an_error_in_it_ends_the_solve(backend):
         mcf.solve(well_conditioned(4), solver=mcf.HeavyBall(), callback=3)
 
 
+@pytest.mark.long
 def test_writing_to_the_view_changes_nothing(backend):
     M, X0 = small()
 

@@ -25,6 +25,7 @@ def nearest(M, Y, X0):
     return X0 + (Y - X0 @ M) @ torch.linalg.pinv(M)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("start", ["from 0", "from X0"])
@@ -66,6 +67,7 @@ def test_least_squares_to_second_order():
     assert gradgradcheck(solution, (M, Y), fast_mode=True)
 
 
+@pytest.mark.long
 def test_a_resumed_solve_of_more_unknowns_than_equations():
     """X0 is a constant: the X that the earlier solve ended with."""
     M, Y, X0 = rand(6, 3, seed=1).requires_grad_(), rand(4, 3, seed=2), rand(4, 6, seed=3)
@@ -75,6 +77,7 @@ def test_a_resumed_solve_of_more_unknowns_than_equations():
     torch.testing.assert_close(mine, truth, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_solution_that_is_not_the_nearest_has_no_known_gradient():
     M, Y = rand(6, 3, seed=1).requires_grad_(), rand(4, 3, seed=2)
     X = mcf.solve(M, Y, solver=mcf.Adam(0.05)).X
@@ -82,6 +85,7 @@ def test_a_solution_that_is_not_the_nearest_has_no_known_gradient():
         X.sum().backward()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("solver", [None, mcf.Auto()])
 @pytest.mark.parametrize("bad", ["singular", "nan in M", "nan in Y", "infinite X0"])
 @pytest.mark.parametrize("shape", [(4, 4), (3, 6), (6, 3)])
@@ -118,6 +122,7 @@ def test_a_bad_right_hand_side_beside_a_shared_M():
     torch.testing.assert_close(mine, truth, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(8, 8), (5, 20), (20, 5)])
 @pytest.mark.parametrize("rtol", [None, 1e-2])
 def test_float32_gradients_are_as_accurate_as_the_factor(shape, rtol):

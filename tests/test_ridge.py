@@ -8,6 +8,8 @@ import pytest
 import torch
 from derivatives import rand
 from problems import plain_heavy_ball
+from test_conformance import SOLVERS as CONFORMING
+from test_conformance import equation
 from torch.autograd import gradcheck, gradgradcheck
 
 import matconv_fast as mcf
@@ -240,3 +242,17 @@ def test_ridge_against_a_plain_loop_on_the_augmented_matrix(backend):
     sol = mcf.solve(M, Y, ridge=0.25, solver=mcf.HeavyBall(0.01, 0.5), loss="sse", rtol=0.0, max_iters=10)
     torch.testing.assert_close(sol.X, iterates[-1], rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(sol.residual_norm.item(), norms[-1], rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFORMING if name not in ("minres", "newton_schulz")])
+def test_every_solver_solves_the_augmented_equation(backend, name):
+    """Those of the conformance suite, user's own included: the bits of the equation written out."""
+    M, Y, X0 = equation(CONFORMING[name](), 2)
+    wide = torch.cat([M, 0.5 * torch.eye(5).expand(2, 5, 5)], -1)
+    target = torch.cat([Y, torch.zeros(2, 5, 5, dtype=torch.float64)], -1)
+    options = {"loss": "sse", "atol": 1e-7, "rtol": 0.0, "max_iters": 40}
+    mine = mcf.solve(M, Y, X0, solver=CONFORMING[name](), ridge=0.25, **options)
+    truth = mcf.solve(wide, target, X0, solver=CONFORMING[name](), **options)
+    for field in ("X", "history", "status", "iterations", "residual_norm", "loss"):
+        assert torch.equal(getattr(mine, field), getattr(truth, field)), field
+    assert torch.equal(mine.converged, truth.converged)
