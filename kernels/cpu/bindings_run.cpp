@@ -166,18 +166,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> end_run(const Tensor& last, const Ten
                                                    int64_t elements) {
   const int64_t batch = status.size(0);
   check(last, ScalarType::Double, batch, "end_run");
-  for (const Tensor* t : {&iterations, &status}) check(*t, ScalarType::Long, batch, "end_run");
+  check(status, ScalarType::Long, batch, "end_run");
+  STD_TORCH_CHECK(iterations.is_cpu() && iterations.scalar_type() == ScalarType::Long && iterations.dim() == 1 &&
+                      iterations.size(0) == batch,
+                  "end_run: iterations must be [B] in int64 on the CPU");
+  const int64_t step = iterations.stride(0);  // 0 where all problems have made as many
   const auto made = [&](const Tensor& like) { return empty_like(like, shape.data(), shape.size()); };
   const Tensor losses = made(X), norms = made(last), iterations_made = made(iterations), status_made = made(status);
   STD_TORCH_CHECK(X.is_cpu() && losses.numel() == batch, "end_run: the shape must be that of the batch");
   with_dtype(X.scalar_type(), "end_run", [&](auto zero) {
     typedef decltype(zero) T;
-    for (int64_t b = 0; b < batch; ++b)
-      write<T>(losses)[b] = static_cast<T>(loss_of(read<double>(last)[b], loss, elements));
+    for_range(parts_of(batch, kSweep), 1, [&](int64_t first, int64_t end) {
+      for (int64_t b = first * kSweep; b < std::min(batch, end * kSweep); ++b) {
+        const double sum = read<double>(last)[b];
+        write<T>(losses)[b] = static_cast<T>(loss_of(sum, loss, elements));
+        write<double>(norms)[b] = std::sqrt(sum);
+        write<int64_t>(iterations_made)[b] = read<int64_t>(iterations)[b * step];
+        write<int64_t>(status_made)[b] = read<int64_t>(status)[b];
+      }
+    });
   });
-  for (int64_t b = 0; b < batch; ++b) write<double>(norms)[b] = std::sqrt(read<double>(last)[b]);
-  std::copy_n(read<int64_t>(iterations), batch, write<int64_t>(iterations_made));
-  std::copy_n(read<int64_t>(status), batch, write<int64_t>(status_made));
   return {losses, norms, iterations_made, status_made};
 }
 

@@ -28,5 +28,6 @@ enum Status : int64_t {
 
 constexpr double kBailFactor = 1e+16;
 constexpr double kSmallestSquare = 2.3e-308;
+constexpr double kFloorUnits = 16, kFloorShare = 0.1;
 
 }  // namespace mcf

@@ -9,7 +9,8 @@
 
 namespace mcf {
 
-constexpr int64_t kMostInLanes = 16;     // n; a larger problem has a thread of its own
+constexpr int64_t kMostInLanes = 16;     // n
+constexpr int64_t kMostDirect = 128;
 constexpr int64_t kDirectGroup = 64;     // problems in lanes that a thread takes at a time
 
 // When a problem is solved, by ||R|| and ||Y||, and its loss.
@@ -77,8 +78,8 @@ struct DirectKernel {
 
 template <typename T>
 struct DirectKernels {
-  DirectKernel<T> lanes;    // the queue counts groups of kDirectGroup problems
-  DirectKernel<T> threads;  // the queue counts problems
+  DirectKernel<T> lanes;  // the queue counts groups of kDirectGroup problems
+  DirectKernel<T> rows;   // the queue counts problems
 };
 
 }  // namespace mcf

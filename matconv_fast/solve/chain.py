@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .._ops import Plan
 from ..problem import Problem
 from ..solvers import Refinement, Solver
 from ..solvers.measure import Measure
-from . import loop
+from . import direct, loop
 from .checkpoint import Checkpoint
 from .options import Options
 from .status import Status
@@ -28,13 +29,37 @@ class Outcome:
     method: str
 
 
-def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint) -> Outcome:
-    """`loop.run`, and the solver's fallbacks on the problems that need them, each from the same start."""
-    first = loop.run(problem, solver, options, start)
-    end, history = first.end, first.history
-    method = f"{type(solver).__name__}: {first.plan.algorithm} ({first.plan.backend})"
-    if reason := solver.reason(problem):
-        method += f"; {reason}"
+def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint, *, from_zero: bool) -> Outcome:
+    """One elimination where that is an answer; else `loop.run`, and the solver's fallbacks where that gives none.
+
+    ``from_zero``: whether X0 is 0, which elimination starts from.
+    """
+    answers = direct.run(problem, solver, options, start) if from_zero else None
+    if answers is None:
+        first = loop.run(problem, solver, options, start)
+        return _with_fallbacks(problem, solver, options, start, first, problem.size)
+    method = _method(solver, answers.plan, problem)
+    if answers.rest is None:
+        return Outcome(answers.end, answers.history, method)
+    part = problem.select(answers.rest)
+    X, iterations = start.X[answers.rest], start.iterations[answers.rest]
+    fresh = Checkpoint.fresh(X, solver.init(part, X), solver, iterations)
+    first = loop.run(part, solver, replace(options, progress=False), fresh)
+    others = _with_fallbacks(part, solver, options, fresh, first, problem.size)
+    end, history = direct.put(answers, others.end, others.history)
+    return Outcome(end, history, f"{method}; {part.size} of {problem.size} by {others.method}")
+
+
+def _method(solver: Solver, plan: Plan, problem: Problem) -> str:
+    reason = solver.reason(problem)
+    return f"{type(solver).__name__}: {plan.algorithm} ({plan.backend})" + (f"; {reason}" if reason else "")
+
+
+def _with_fallbacks(
+    problem: Problem, solver: Solver, options: Options, start: Checkpoint, first: loop.Outcome, total: int
+) -> Outcome:
+    """Each fallback runs on the problems that need it, from the same start. They are some of ``total``."""
+    end, history, method = first.end, first.history, _method(solver, first.plan, problem)
     accurate = False
     for other in solver.fallbacks(problem):
         rest = _unanswered(problem, end, accurate)
@@ -48,7 +73,7 @@ def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint) -
         again = loop.run(part, other, replace(options, max_iters=options.limit - spent, progress=False), fresh)
         end, history = _merged(end, history, again, rest)
         accurate = isinstance(other, Refinement)
-        method += f"; {len(rest)} of {problem.size} by {type(other).__name__}: {again.plan.algorithm}"
+        method += f"; {len(rest)} of {total} by {type(other).__name__}: {again.plan.algorithm}"
     return Outcome(end, history, method)
 
 

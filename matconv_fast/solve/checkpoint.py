@@ -48,10 +48,13 @@ class Checkpoint:
         cls, X: Tensor, state: tuple[Tensor, ...], solver: Solver, iterations: Tensor | None = None
     ) -> Checkpoint:
         """A start of which only X and the solver's state are known."""
+
+        def all_problems(value: float, dtype: torch.dtype) -> Tensor:
+            return torch.full((), value, dtype=dtype, device=X.device).expand(X.shape[0])
+
         if iterations is None:
-            iterations = torch.zeros(X.shape[0], dtype=torch.int64, device=X.device)
-        unknown = torch.full((X.shape[0],), torch.nan, dtype=torch.float64, device=X.device)
-        running = torch.full_like(iterations, RUNNING)
+            iterations = all_problems(0, torch.int64)
+        unknown, running = all_problems(torch.nan, torch.float64), all_problems(RUNNING, torch.int64)
         return cls(X, state, solver, iterations, running, unknown, unknown, unknown, unknown)
 
     def continued(self, *, all_problems: bool = False) -> Checkpoint:

@@ -46,7 +46,8 @@ def solution_of(
         else:
             solver = solver or HeavyBall()
             start = _fresh(problem, solver, X0)
-        solution = _solution(problem, options, start, chain.run(problem, solver, options, start))
+        outcome = chain.run(problem, solver, options, start, from_zero=X0 is None)
+        solution = _solution(problem, options, start, outcome)
     if backend.records_grad(M, Y):
         solution = replace(solution, X=_differentiable(M, Y, solution, left=left))
     if options.throw:

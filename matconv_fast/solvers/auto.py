@@ -85,6 +85,12 @@ class Auto(Solver):
         algorithm = f"{name}_{plan.algorithm}"
         return plan._replace(algorithm=algorithm, work=_Chosen(solver, plan))
 
+    def plan_direct(self, problem: Problem) -> Plan | None:
+        """That of the solver chosen."""
+        solver = self.choice(problem)[0]
+        plan = solver.plan_direct(problem)
+        return plan if plan is None else plan._replace(algorithm=f"{type(solver).__name__.lower()}_{plan.algorithm}")
+
     def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
         """See `Solver`."""
         plan.work.solver.advance(problem, plan.work.plan, iterate, criteria, trace)

@@ -8,14 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..kernels.contract import FLOOR_SHARE, FLOOR_UNITS
 from ..problem import Problem
 
 # ||R M^T|| below this many eps of ||M|| ||R|| is rounding: no X has a smaller residual, as far as can be told.
 LEAST_SQUARES_UNITS = 32
-# ||R|| below this many eps sqrt(n) of ||X|| ||M|| + ||Y|| is rounding ...
-FLOOR_UNITS = 16
-# ... unless that is as large as Y itself: then X has grown along what M hardly sees.
-FLOOR_SHARE = 0.1
 
 # Elements of M up to which its float64 copy is kept; a larger M is widened in blocks of columns.
 MOST_WIDENED = 1 << 24

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._ops import Plan
+from .._ops import Plan, plan_direct
 from ..kernels.contract import BREAKDOWN, LEAST_SQUARES, RUNNING, STAGNATED, StopCriteria, Trace
 from ..problem import Problem
 from .factor import KINDS, Factor, check_kind, chosen_kind, factor_problem
@@ -91,6 +91,12 @@ class Refinement(Solver):
         """See `Solver`. The factor is made later, once a residual has missed its tolerance."""
         chunk = CHUNK if problem.device.type == "cpu" else LAGGING_CHUNK
         return Plan(algorithm=self._kind(problem), exact=True, chunk=chunk, verdicts=True, work=Work(problem))
+
+    def plan_direct(self, problem: Problem) -> Plan | None:
+        """See `Solver`. Where the user has chosen a factor or its precision, that is used."""
+        if self.factor is not None or self.precision is not None:
+            return None
+        return plan_direct(problem.shape, problem.device)
 
     def _kind(self, problem: Problem) -> str:
         if isinstance(self.factor, Factor):
