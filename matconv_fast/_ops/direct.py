@@ -20,7 +20,11 @@ _library = torch.library.Library("matconv_fast", "FRAGMENT")
 _library.define(
     "direct_solve(Tensor M, Tensor? Y, float rtol, float atol, int loss) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+_by_triton = backend.on_its_device(
+    lambda *arguments: backend.gpu().launch_direct_solve(*arguments), _reference.direct_solve
+)
 _library.impl("direct_solve", _reference.direct_solve, "CompositeExplicitAutograd")
+_library.impl("direct_solve", _by_triton, "CUDA")
 
 
 def _fake(M: Tensor, Y: Tensor | None, rtol: float, atol: float, loss: int) -> tuple[Tensor, ...]:
@@ -56,9 +60,10 @@ class DirectSolution(NamedTuple):
 def plan_direct(shape: Shape, device: torch.device) -> Plan | None:
     """How `direct_solve` solves problems of this shape; None where it does not."""
     batch, m, n, p, product, _, _ = shape
-    if not product or n != p or 0 in (batch, m, n) or max(m, n) > MOST_DIRECT:
-        return None
     name = backend.of(device.type)
+    most = MOST_IN_LANES if name == "triton" else MOST_DIRECT
+    if not product or n != p or 0 in (batch, m, n) or max(m, n) > most:
+        return None
     if name == "cpu":
         return Plan(name, "lanes" if n <= MOST_IN_LANES else "rows", exact=True)
     return Plan(name, "elimination", exact=True)
@@ -66,5 +71,6 @@ def plan_direct(shape: Shape, device: torch.device) -> Plan | None:
 
 def direct_solve(M: Tensor, Y: Tensor | None, rtol: float, atol: float, loss: int) -> DirectSolution:
     """See ``_reference.direct_solve``; for shapes that `plan_direct` has a plan for."""
-    function = _KERNEL if backend.of(M.device.type) == "cpu" else _reference.direct_solve
-    return DirectSolution(*function(M, Y, rtol, atol, loss))
+    if backend.of(M.device.type) == "reference":
+        return DirectSolution(*_reference.direct_solve(M, Y, rtol, atol, loss))
+    return DirectSolution(*backend.call(_KERNEL, _by_triton, M, Y, rtol, atol, loss))
