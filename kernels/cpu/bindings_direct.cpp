@@ -32,8 +32,9 @@ Solved direct_solve(const Tensor& any_M, const std::optional<Tensor>& any_Y, dou
   const auto is_batch = [&](const Tensor& t) {
     return t.is_cpu() && t.dim() == 3 && dtype_code(t) == dtype_code(M) && t.size(2) == M.size(2);
   };
-  const bool fits = is_batch(M) && M.size(1) == M.size(2) && M.size(1) > 0 && M.size(1) <= kMostDirect &&
-                    (!Y.has_value() || (is_batch(*Y) && (Y->size(0) == M.size(0) || Y->size(0) == 1 || M.size(0) == 1)));
+  const bool fits =
+      is_batch(M) && M.size(1) == M.size(2) && M.size(1) > 0 && M.size(1) <= kMostDirect &&
+      (!Y.has_value() || (is_batch(*Y) && (Y->size(0) == M.size(0) || Y->size(0) == 1 || M.size(0) == 1)));
   STD_TORCH_CHECK(fits, kOp, ": the CPU kernel takes M [B, n, n] and Y [B, m, n] of one dtype, n from 1 to ",
                   kMostDirect, "; got ", describe("M", M), ", ", describe("Y", Y));
   const int64_t n = M.size(1), m = Y.has_value() ? Y->size(1) : n;
@@ -56,9 +57,10 @@ Solved direct_solve(const Tensor& any_M, const std::optional<Tensor>& any_Y, dou
                                   Y.has_value() ? read<T>(*Y) : nullptr,
                                   M.size(0) == 1 ? 0 : n * n,
                                   !Y.has_value() || Y->size(0) == 1 ? 0 : m * n,
-                                  {rtol, atol, floor, kFloorShare, loss == kLossFro   ? 0.0
-                                                                   : loss == kLossSse ? 1.0
-                                                                                      : 1 / std::fmax(1, m * n)},
+                                  {rtol, atol, floor, kFloorShare,
+                                   loss == kLossFro   ? 0.0
+                                   : loss == kLossSse ? 1.0
+                                                      : 1 / std::fmax(1, m * n)},
                                   write<T>(X),
                                   write<T>(losses),
                                   write<double>(squares),

@@ -9,9 +9,9 @@
 
 namespace mcf {
 
-constexpr int64_t kMostInLanes = 16;     // n
+constexpr int64_t kMostInLanes = 16;  // n
 constexpr int64_t kMostDirect = 128;
-constexpr int64_t kDirectGroup = 64;     // problems in lanes that a thread takes at a time
+constexpr int64_t kDirectGroup = 64;  // problems in lanes that a thread takes at a time
 
 // When a problem is solved, by ||R|| and ||Y||, and its loss.
 struct DirectCriteria {
@@ -55,9 +55,9 @@ struct DirectBatch {
   // Records how problem b ended; returns 1 where it has no answer yet.
   int64_t judge(int64_t b, double Y_squares, double R_squares) const {
     const double threshold = criteria.threshold(Y_squares);
-    const int64_t code = R_squares <= threshold                                     ? kStatusConverged
+    const int64_t code = R_squares <= threshold                                ? kStatusConverged
                          : threshold >= 0 && at_floor(b, Y_squares, R_squares) ? kStatusStagnated
-                                                                                    : kStatusRunning;
+                                                                               : kStatusRunning;
     record(b, static_cast<T>(criteria.loss_of(Y_squares)), R_squares, code);
     return code == kStatusRunning;
   }

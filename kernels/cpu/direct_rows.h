@@ -20,7 +20,9 @@ struct Grid {
   int64_t pitch;
   MCF_INLINE_MEMBER Grid at(int64_t i, int64_t j) const { return {first + i * pitch + j, pitch}; }
   MCF_INLINE_MEMBER double& operator()(int64_t i, int64_t j) const { return first[i * pitch + j]; }
-  MCF_INLINE_MEMBER Vec<double>& vector(int64_t i, int h) const { return mcf::MCF_ISA::at(first + i * pitch + h * Simd<double>::lanes); }
+  MCF_INLINE_MEMBER Vec<double>& vector(int64_t i, int h) const {
+    return mcf::MCF_ISA::at(first + i * pitch + h * Simd<double>::lanes);
+  }
 };
 
 // C -= A B for a panel C [rows, kPanel], A [rows, k], B [k, kPanel].
@@ -46,10 +48,10 @@ inline void minus_product(const Grid& C, const Grid& A, const Grid& B, int64_t r
 
 struct RowMatrices {
   int64_t n, padded;
-  Grid M, a;              // [padded, padded]; a becomes L and U
+  Grid M, a;                  // [padded, padded]; a becomes L and U
   Grid L_inverse, U_inverse;  // minus the inverses of their diagonal blocks, [padded, kPanel]
-  Grid T, x, r;           // [kRowsOfX, padded]; r [kRowsOfX, kPanel]
-  int64_t* order;         // [padded]: the row of M at each place
+  Grid T, x, r;               // [kRowsOfX, padded]; r [kRowsOfX, kPanel]
+  int64_t* order;             // [padded]: the row of M at each place
 
   static constexpr int64_t pitch(int64_t padded) { return padded + 8; }
   static int64_t elements(int64_t n) {

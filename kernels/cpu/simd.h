@@ -60,8 +60,7 @@ template <typename V>
 MCF_INLINE auto in_float64(const V& v) {
   constexpr int lanes = sizeof(V) / sizeof(v[0]);
   typedef typename Vector<double, lanes>::Type Wide;
-  if constexpr (sizeof(v[0]) == 8)
-    return v;
+  if constexpr (sizeof(v[0]) == 8) return v;
 #if MCF_VECTOR_BYTES == 32 && !defined(__clang__)
   else if constexpr (lanes == 4)
     return Wide(__builtin_ia32_cvtps2pd256(v));

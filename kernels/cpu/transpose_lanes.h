@@ -74,8 +74,8 @@ MCF_INLINE To some_lanes(const V& v, Count<0, l...>) {
 template <typename E, int B, int first = 0, typename T>
 MCF_INLINE void store_pieces(const Vec<E>& v, T* const* to, int64_t offset) {
   typedef typename Vector<E, B>::Type Piece;
-  const auto piece = __builtin_convertvector((some_lanes<first, Piece>(v, typename Count<B>::All())),
-                                             typename Vector<T, B>::Type);
+  const auto piece =
+      __builtin_convertvector((some_lanes<first, Piece>(v, typename Count<B>::All())), typename Vector<T, B>::Type);
   __builtin_memcpy(*to + offset, &piece, sizeof(piece));
   if constexpr (first + B < Simd<E>::lanes) store_pieces<E, B, first + B>(v, to + B, offset);
 }
@@ -84,14 +84,14 @@ MCF_INLINE void store_pieces(const Vec<E>& v, T* const* to, int64_t offset) {
 template <typename E, typename T, typename F>
 MCF_INLINE void gather(const T* const (&from)[Simd<E>::lanes], int64_t count, const F& f) {
   constexpr int lanes = Simd<E>::lanes, B = block_size<E>;
-  int64_t k = 0;
-  for (; k + B <= count; k += B) {
+  const int64_t whole = count / B * B;
+  for (int64_t k = 0; k < whole; k += B) {
     Vec<E> v[B];
     for (int i = 0; i < B; ++i) v[i] = load_pieces<E, lanes, B>(from + i, k);
     transpose_blocks<E>(v);
     for (int i = 0; i < B; ++i) f(k + i, v[i]);
   }
-  for (; k < count; ++k) {
+  for (int64_t k = whole; k < count; ++k) {
     Vec<E> v;
     for (int l = 0; l < lanes; ++l) v[l] = static_cast<E>(from[l][k]);
     f(k, v);
@@ -102,14 +102,14 @@ MCF_INLINE void gather(const T* const (&from)[Simd<E>::lanes], int64_t count, co
 template <typename E, typename T>
 MCF_INLINE void scatter(const Vec<E>* from, int64_t stride, int64_t count, T* const (&to)[Simd<E>::lanes]) {
   constexpr int lanes = Simd<E>::lanes, B = block_size<E>;
-  int64_t k = 0;
-  for (; k + B <= count; k += B) {
+  const int64_t whole = count / B * B;
+  for (int64_t k = 0; k < whole; k += B) {
     Vec<E> v[B];
     for (int i = 0; i < B; ++i) v[i] = from[(k + i) * stride];
     transpose_blocks<E>(v);
     for (int i = 0; i < B; ++i) store_pieces<E, B>(v[i], to + i, k);
   }
-  for (; k < count; ++k)
+  for (int64_t k = whole; k < count; ++k)
     for (int l = 0; l < lanes; ++l) to[l][k] = static_cast<T>(from[k * stride][l]);
 }
 
@@ -132,11 +132,15 @@ MCF_INLINE V rounded(const V& v) {
 
 template <typename M>
 MCF_INLINE bool any_lane(const M& mask) {
+#if MCF_VECTOR_BYTES == 32 && !defined(__clang__)
+  return __builtin_ia32_movmskps256((typename Vector<float, 8>::Type)mask) != 0;
+#else
   typename Vector<long long, sizeof(M) / 8>::Type words;
   __builtin_memcpy(&words, &mask, sizeof(M));
   long long all = 0;
   for (unsigned l = 0; l < sizeof(M) / 8; ++l) all |= words[l];
   return all != 0;
+#endif
 }
 
 }  // namespace MCF_ISA

@@ -22,11 +22,17 @@ FINAL = (Status.CONVERGED, Status.LEAST_SQUARES, Status.NONFINITE, Status.MAX_IT
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Where the last run left each problem; see `loop.Outcome`. ``method`` says what ran."""
+    """Where the last run left each problem; see `loop.Outcome`.
+
+    Attributes:
+        method: what ran.
+        quick: whether most problems took one elimination, so that it is easily made again.
+    """
 
     end: Checkpoint
     history: Tensor
     method: str
+    quick: bool = False
 
 
 def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint, *, from_zero: bool) -> Outcome:
@@ -40,14 +46,14 @@ def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint, *
         return _with_fallbacks(problem, solver, options, start, first, problem.size)
     method = _method(solver, answers.plan, problem)
     if answers.rest is None:
-        return Outcome(answers.end, answers.history, method)
+        return Outcome(answers.end, answers.history, method, quick=True)
     part = problem.select(answers.rest)
     X, iterations = start.X[answers.rest], start.iterations[answers.rest]
     fresh = Checkpoint.fresh(X, solver.init(part, X), solver, iterations)
     first = loop.run(part, solver, replace(options, progress=False), fresh)
     others = _with_fallbacks(part, solver, options, fresh, first, problem.size)
     end, history = direct.put(answers, others.end, others.history)
-    return Outcome(end, history, f"{method}; {part.size} of {problem.size} by {others.method}")
+    return Outcome(end, history, f"{method}; {part.size} of {problem.size} by {others.method}", quick=True)
 
 
 def _method(solver: Solver, plan: Plan, problem: Problem) -> str:

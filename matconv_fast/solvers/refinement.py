@@ -84,8 +84,8 @@ class Refinement(Solver):
     def init(self, problem: Problem, X: Tensor) -> tuple[Tensor, ...]:
         """``(verdict [B], ||R P M|| at the iteration before [B])``."""
         self._check(problem)
-        verdict = torch.full((problem.size,), RUNNING, dtype=torch.int64, device=problem.device)
-        return verdict, torch.full_like(verdict, torch.inf, dtype=torch.float64)
+        verdict = torch.full((), RUNNING, dtype=torch.int64, device=problem.device)
+        return tuple(t.expand(problem.size) for t in (verdict, torch.full_like(verdict, torch.inf, dtype=torch.float64)))
 
     def plan(self, problem: Problem) -> Plan:
         """See `Solver`. The factor is made later, once a residual has missed its tolerance."""
