@@ -33,9 +33,9 @@ Solved direct_solve(const Tensor& any_M, const std::optional<Tensor>& any_Y, dou
     return t.is_cpu() && t.dim() == 3 && dtype_code(t) == dtype_code(M) && t.size(2) == M.size(2);
   };
   const bool fits =
-      is_batch(M) && M.size(1) == M.size(2) && M.size(1) > 0 && M.size(1) <= kMostDirect &&
+      is_batch(M) && M.size(1) == M.size(2) && M.size(1) <= kMostDirect &&
       (!Y.has_value() || (is_batch(*Y) && (Y->size(0) == M.size(0) || Y->size(0) == 1 || M.size(0) == 1)));
-  STD_TORCH_CHECK(fits, kOp, ": the CPU kernel takes M [B, n, n] and Y [B, m, n] of one dtype, n from 1 to ",
+  STD_TORCH_CHECK(fits, kOp, ": the CPU kernel takes M [B, n, n] and Y [B, m, n] of one dtype, n up to ",
                   kMostDirect, "; got ", describe("M", M), ", ", describe("Y", Y));
   const int64_t n = M.size(1), m = Y.has_value() ? Y->size(1) : n;
   const int64_t size = Y.has_value() && M.size(0) == 1 ? Y->size(0) : M.size(0);

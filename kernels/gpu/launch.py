@@ -19,7 +19,14 @@ from .direct import launch_direct_solve
 from .finish_chunk import launch_finish_chunk
 from .state import Problems, RuleState
 
-__all__ = ["ALGORITHMS", "choose", "launch_advance", "launch_direct_solve", "launch_finish_chunk", "launch_heavy_ball_step_"]
+__all__ = [
+    "ALGORITHMS",
+    "choose",
+    "launch_advance",
+    "launch_direct_solve",
+    "launch_finish_chunk",
+    "launch_heavy_ball_step_",
+]
 
 
 def launch_advance(

@@ -65,8 +65,8 @@ def plan_direct(shape: Shape, device: torch.device) -> Plan | None:
     if not product or n != p or 0 in (batch, m, n) or max(m, n) > most:
         return None
     if name == "cpu":
-        return Plan(name, "lanes" if n <= MOST_IN_LANES else "rows", exact=True)
-    return Plan(name, "elimination", exact=True)
+        return Plan(name, "direct_lanes" if n <= MOST_IN_LANES else "direct_rows", exact=True)
+    return Plan(name, "direct", exact=True)
 
 
 def direct_solve(M: Tensor, Y: Tensor | None, rtol: float, atol: float, loss: int) -> DirectSolution:

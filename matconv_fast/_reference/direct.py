@@ -17,8 +17,8 @@ def direct_solve(
 
     A problem in float32 is CONVERGED, or else X is the solution in float64 rounded to float32. That X ends as STAGNATED
     where its residual is the rounding of X: ``||R|| <= 16 eps sqrt(n) (||X|| ||M|| + ||Y||)`` and at most a tenth of
-    ``||Y||``. All other problems are left RUNNING: M is singular or holds no number, X = 0 meets the tolerance, a square
-    under- or overflows, or a float64 problem misses its tolerance. X, losses and squares mean nothing there.
+    ``||Y||``. All other problems are left RUNNING: M is singular or not finite, X = 0 meets the tolerance, a square
+    under- or overflows, or a float64 problem misses its tolerance. Their X, losses and squares mean nothing.
 
     Args:
         M: ``[1 or B, n, n]``, float32 or float64.
@@ -37,7 +37,8 @@ def direct_solve(
     wide, wanted = wide.expand(*size, -1, -1), wanted.expand(*size, *wanted.shape[-2:])
     X = torch.linalg.solve_ex(wide, wanted, left=False).result.to(dtype).contiguous()
     r, y, x, a = (
-        torch.linalg.vector_norm(t, dim=(-2, -1), dtype=torch.float64) for t in (X.double() @ wide - wanted, wanted, X, M)
+        torch.linalg.vector_norm(t, dim=(-2, -1), dtype=torch.float64)
+        for t in (X.double() @ wide - wanted, wanted, X, M)
     )
     squares, tolerance = r.square(), tolerances(y, rtol, atol)
     judged = (y > 1e-100) & (y < 1e100) & (y > tolerance)

@@ -14,7 +14,6 @@ from ..kernels.contract import RUNNING
 from ..solvers import Solver
 from .status import Status
 
-
 _SAVED = ("X", "state", "iterations", "status", "last", "bail", "best", "mark", "age")
 
 

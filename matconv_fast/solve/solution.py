@@ -74,7 +74,7 @@ class Solution:
     restored: bool = field(default=False, repr=False)
 
     def checkpoint(self) -> Checkpoint | None:
-        """`state`, with X as the solve left it: solved again where the user has written to an `X` that shares its memory.
+        """`state`, with X as the solve left it: solved again where the user has written to an `X` that shares memory.
 
         Raises:
             ValueError: M or Y was modified in place, too.

@@ -48,7 +48,7 @@ class Auto(Solver):
         >>> import torch, matconv_fast as mcf
         >>> sol = mcf.solve(torch.tensor([[2.0, 1.0], [1.0, 3.0]]), solver=mcf.Auto())
         >>> sol.method
-        'Auto: refinement_cholesky (reference); M has at most 512 rows or columns'
+        'Auto: refinement_direct_lanes (cpu); M has at most 512 rows or columns'
         >>> mcf.solve(torch.ones(2, 2), torch.eye(2), solver=mcf.Auto()).X  # the pseudo-inverse
         tensor([[0.2500, 0.2500],
                 [0.2500, 0.2500]])
