@@ -41,31 +41,37 @@ def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint, *
     ``from_zero``: whether X0 is 0, which elimination starts from.
     """
     answers = direct.run(problem, solver, options, start) if from_zero else None
+    reason = solver.reason(problem)
+    because = f"; {reason}" if reason else ""
     if answers is None:
         first = loop.run(problem, solver, options, start)
-        return _with_fallbacks(problem, solver, options, start, first, problem.size)
-    method = _method(solver, answers.plan, problem)
+        end, history = first.end, first.history
+        return _with_fallbacks(
+            problem, solver, options, start, Outcome(end, history, _ran(solver, first.plan) + because)
+        )
+    method = _ran(solver, answers.plan) + because
     if answers.rest is None:
         return Outcome(answers.end, answers.history, method, quick=True)
     part = problem.select(answers.rest)
     X, iterations = start.X[answers.rest], start.iterations[answers.rest]
     fresh = Checkpoint.fresh(X, solver.init(part, X), solver, iterations)
     first = loop.run(part, solver, replace(options, progress=False), fresh)
-    others = _with_fallbacks(part, solver, options, fresh, first, problem.size)
+    method += f"; {part.size} of {problem.size} by {_ran(solver, first.plan)}"
+    others = _with_fallbacks(part, solver, options, fresh, Outcome(first.end, first.history, method), problem.size)
     end, history = direct.put(answers, others.end, others.history)
-    return Outcome(end, history, f"{method}; {part.size} of {problem.size} by {others.method}", quick=True)
+    return Outcome(end, history, others.method, quick=True)
 
 
-def _method(solver: Solver, plan: Plan, problem: Problem) -> str:
-    reason = solver.reason(problem)
-    return f"{type(solver).__name__}: {plan.algorithm} ({plan.backend})" + (f"; {reason}" if reason else "")
+def _ran(solver: Solver, plan: Plan) -> str:
+    return f"{type(solver).__name__}: {plan.algorithm} ({plan.backend})"
 
 
 def _with_fallbacks(
-    problem: Problem, solver: Solver, options: Options, start: Checkpoint, first: loop.Outcome, total: int
+    problem: Problem, solver: Solver, options: Options, start: Checkpoint, first: Outcome, total: int | None = None
 ) -> Outcome:
     """Each fallback runs on the problems that need it, from the same start. They are some of ``total``."""
-    end, history, method = first.end, first.history, _method(solver, first.plan, problem)
+    end, history, method = first.end, first.history, first.method
+    total = total or problem.size
     accurate = False
     for other in solver.fallbacks(problem):
         rest = _unanswered(problem, end, accurate)
