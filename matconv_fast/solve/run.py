@@ -40,9 +40,9 @@ class Run:
         self.phase = Phases(problem, solver, start.X)
         with self.phase("prepare"):
             self.plan = self.phase.plan = solver.plan(problem)
-            before = (t.contiguous() for t in (start.bail, start.last, start.best, start.status))
             self.standing = _ops.start_run(
-                problem.Y, *before, options.relative(problem.precision.inputs), options.atol
+                problem.Y, start.bail.contiguous(), start.last.contiguous(), start.best.contiguous(),
+                start.status.contiguous(), options.relative(problem.precision.inputs), options.atol,
             )  # fmt: skip
         record(problem.device, self.plan)
         X, state = start.X.clone(), tuple(t.clone() for t in start.state)
