@@ -9,7 +9,15 @@ from pathlib import Path
 
 from setuptools import setup
 
-SOURCES = ["bindings", "bindings_advance", "bindings_distance", "bindings_loss", "bindings_run", "bindings_step"]
+SOURCES = [
+    "bindings",
+    "bindings_advance",
+    "bindings_direct",
+    "bindings_distance",
+    "bindings_loss",
+    "bindings_run",
+    "bindings_step",
+]
 SOURCES += ["finish_chunk", "isa_generic", "isa_avx2", "isa_avx512"]
 # -fno-math-errno: square roots become vector instructions.
 FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]

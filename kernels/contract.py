@@ -34,6 +34,11 @@ STATUS_CODES = {
 # kappa above 5e5, and would need millions of iterations to fall again.
 BAIL_FACTOR = 1e10
 
+# ||R|| below this many eps sqrt(n) of ||X|| ||M|| + ||Y|| is rounding ...
+FLOOR_UNITS = 16
+# ... unless that is as large as Y itself: then X has grown along what M hardly sees.
+FLOOR_SHARE = 0.1
+
 # The smallest square that is still a normal float64: a tolerance below its root cannot be tested for.
 SMALLEST_SQUARE = 2.3e-308
 

@@ -211,10 +211,10 @@ class Problem:
         return value.expand(self.batch).reshape(self.size).contiguous()
 
     def start(self, X0: Tensor | None) -> Tensor:
-        """A fresh ``[B, m, n]`` to iterate on: X0 in the user's orientation, or zeros."""
+        """``[B, m, n]`` to start from: a copy of X0 in the user's orientation, or one 0, expanded."""
         shape = (self.size, self.m, self.n)
         if X0 is None:
-            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+            return torch.zeros((), dtype=self.dtype, device=self.device).expand(shape)
         X0 = in_memory("X0", X0)
         X = torch.empty((*self.batch, self.m, self.n), dtype=self.dtype, device=self.device)
         return X.copy_(self.as_rows(X0)).view(shape)

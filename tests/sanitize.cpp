@@ -1,6 +1,7 @@
 // Runs the CPU kernels on random shapes under the sanitizers (make sanitize) and compares them with plain loops in
 // float64: every rule in every algorithm, on every instruction set of the processor, and on the 64-byte layout of
 // AVX-512 in baseline instructions.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -325,6 +326,50 @@ void distance(const char* isa, const mcf::DistanceKernels<T>& kernels, int64_t n
   expect(kernels.largest(A.data(), B.data(), n) == largest, "largest", isa, n, 0, 0);
 }
 
+// Problems of which the first is singular, by two threads; the status of each against its residual in plain loops.
+template <typename T>
+void direct(const char* isa, const mcf::DirectKernel<T>& kernel, int64_t group, int64_t m, int64_t n, bool identity) {
+  const int64_t size = draw(0, 70), rows = identity ? n : m;
+  std::vector<T> M = random<T>(size * n * n), Y = random<T>(identity ? 0 : size * rows * n), X(size * rows * n);
+  std::fill(M.begin(), M.begin() + std::min<int64_t>(size, 1) * n * n, T(0));
+  std::vector<T> losses(2 * size);
+  std::vector<double> squares(size);
+  std::vector<int64_t> status(size, -2);
+  const double rtol = 1e4 * std::numeric_limits<T>::epsilon();
+  const mcf::DirectBatch<T> batch = {size,
+                                     rows,
+                                     n,
+                                     M.data(),
+                                     identity ? nullptr : Y.data(),
+                                     n * n,
+                                     rows * n,
+                                     {rtol, 0, 0, 0.1, 1},
+                                     X.data(),
+                                     losses.data(),
+                                     squares.data(),
+                                     status.data()};
+  mcf::Queue queue{mcf::parts_of(size, group)};
+  const auto run = [&] {
+    auto work = aligned<double>(kernel.workspace_elements(n));
+    kernel.solve(batch, queue, work.get());
+  };
+  std::thread other(run);
+  run();
+  other.join();
+  for (int64_t b = 0; b < size; ++b) {
+    double sum = 0, wanted = 0;
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < n; ++j) {
+        const double y = identity ? i == j : double(Y[(b * rows + i) * n + j]);
+        double r = -y;
+        for (int64_t q = 0; q < n; ++q) r += double(X[(b * rows + i) * n + q]) * double(M[(b * n + q) * n + j]);
+        sum += r * r, wanted += y * y;
+      }
+    const bool converged = status[b] == mcf::kStatusConverged, tiny = sum <= 1.01 * rtol * rtol * wanted;
+    expect(b ? !converged || tiny : status[b] == mcf::kStatusRunning, "direct solution", isa, rows, n, n);
+  }
+}
+
 template <typename T>
 void drive(const char* isa, const mcf::TypedKernels<T>& kernels) {
   const auto shape = [](int64_t m, int64_t n, int64_t p, bool product, bool coupled) {
@@ -345,6 +390,11 @@ void drive(const char* isa, const mcf::TypedKernels<T>& kernels) {
     for (int64_t n = 0; n < 100; ++n) by_sweep(isa, rule, n);
   }
   for (int64_t k = 0; k < 40; ++k) loss(isa, kernels.loss, draw(0, 30), draw(0, 30), draw(0, 30), k % 4 != 0);
+  for (int64_t n = 1; n <= 33; ++n)
+    for (const bool identity : {true, false}) {
+      if (n <= mcf::kMostInLanes) direct(isa, kernels.direct.lanes, mcf::kDirectGroup, draw(1, 9), n, identity);
+      direct(isa, kernels.direct.rows, 1, draw(1, 50), n, identity);
+    }
   for (int64_t n = 0; n < 200; ++n) distance(isa, kernels.distance, n), residual_sweep(isa, kernels.sweep, n);
 }
 

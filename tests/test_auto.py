@@ -36,7 +36,7 @@ def test_the_choice_is_by_shape_and_symmetry(monkeypatch):
     symmetric, other = well_conditioned(6), random(6, 6)
     for M, m, method in (
         (other[:4], 2, "refinement_qr"),
-        (other, 6, "refinement_lu"),
+        (other, 6, "refinement_direct"),
         (symmetric, 2, "minres_cycles"),
         (other, 2, "lsqr_cycles"),
         (random(6, 9), 2, "lsqr_cycles"),

@@ -27,7 +27,7 @@ LAYERS = [
     [f"matconv_fast.solve.{name}" for name in ("status", "options", "progress", "flags", "graph")],
     [f"matconv_fast.solve.{name}" for name in ("checkpoint", "convergence", "history", "phases", "implicit")],
     [f"matconv_fast.solve.{name}" for name in ("run", "diagnosis")],
-    ["matconv_fast.solve.loop", "matconv_fast.solve.callback"],
+    ["matconv_fast.solve.loop", "matconv_fast.solve.callback", "matconv_fast.solve.direct"],
     ["matconv_fast.solve.chain", "matconv_fast.solve.bound"],
     ["matconv_fast.plotting"],
     ["matconv_fast.solve.snapshots"],

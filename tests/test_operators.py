@@ -36,7 +36,7 @@ def vector(value, dtype=torch.float64):
 def samples(name, kind):
     """Arguments of an operator."""
     X, V, M, Y = (matrix(kind, 2, *s, seed=seed) for seed, s in enumerate([(3, 4), (3, 4), (4, 5), (3, 5)]))
-    second = matrix(kind, 2, 3, 4, seed=4)
+    second, square = matrix(kind, 2, 3, 4, seed=4), matrix(kind, 2, 3, 3, seed=6)
     zeros = [torch.zeros(t.shape, dtype=t.dtype) for t in (X, M, Y)]
     zero, steps = vector(0, torch.int64), vector(3, torch.int64)
     chunk = (zero, 0.1, False, steps, vector(-1.0), vector(torch.inf), torch.zeros(2, 4).double(), zero.clone())
@@ -64,6 +64,9 @@ def samples(name, kind):
             (sums, torch.tensor([3, 4]), 0, 1, 0, 12, torch.float32),
             (sums, torch.tensor([14, 15]), 5, 3, 2, 12, torch.float64),
         ],
+        "direct_solve": [
+            (square, None, 1e-10, 0.0, 0), (square, second.mT, 1e-10, 0.0, 1), (square[:1], second.mT, 1e-10, 1e9, 2),
+        ],
         "end_run": [
             (vector(2.0), vector(3, torch.int64), vector(0, torch.int64), X, X.shape[:1], loss, 12) for loss in (0, 2)
         ],
@@ -85,6 +88,7 @@ NAMES = [
     "distance",
     "heavy_ball_step_",
     "advance",
+    "direct_solve",
     "start_run",
     "loss_history",
     "finish_chunk",
@@ -143,7 +147,15 @@ def test_strides_change_no_result(name, kind):
 
 def test_fake_tensors_have_the_shapes_and_dtypes_of_the_results():
     with FakeTensorMode() as mode:
-        for name in ("residual_loss", "distance", "heavy_ball_step_", "start_run", "loss_history", "end_run"):
+        for name in (
+            "residual_loss",
+            "distance",
+            "heavy_ball_step_",
+            "start_run",
+            "loss_history",
+            "end_run",
+            "direct_solve",
+        ):
             for arguments in samples(name, "compact"):
                 fake = [mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for t in arguments]
                 found = getattr(OPS, name)(*fake)
@@ -189,12 +201,13 @@ def test_what_a_kernel_does_not_take_is_left_as_it_is(name):
 
 
 def test_the_schemas_promise_what_is_returned():
+    counts = {"advance": 0, "finish_chunk": 0, "start_run": 10, "end_run": 4, "direct_solve": 5}
     for name in NAMES:
         returns = [str(value.type) for value in getattr(OPS, name).default._schema.returns]
         if name in OPTIONAL:
             assert returns == ["Optional[Tensor]"]
         else:
-            assert returns == ["Tensor"] * {"advance": 0, "finish_chunk": 0, "start_run": 10, "end_run": 4}.get(name, 1)
+            assert returns == ["Tensor"] * counts.get(name, 1)
 
 
 def test_a_step_writes_to_views_in_place():

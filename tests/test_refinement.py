@@ -59,13 +59,15 @@ def test_every_factor(kind, batch):
 
 
 def test_the_choice_of_the_factor():
-    assert "cholesky" in mcf.solve(well_conditioned(4), solver=mcf.Refinement()).method
-    assert "lu" in mcf.solve(random(4, 4), solver=mcf.Refinement()).method
-    assert "lu" in mcf.solve(-well_conditioned(4), solver=mcf.Refinement()).method
+    X0 = torch.zeros(4, 4).double()  # a start of the user's is no direct solve
+    assert "cholesky" in mcf.solve(well_conditioned(4), X0=X0, solver=mcf.Refinement()).method
+    assert "lu" in mcf.solve(random(4, 4), X0=X0, solver=mcf.Refinement()).method
+    assert "lu" in mcf.solve(-well_conditioned(4), X0=X0, solver=mcf.Refinement()).method
+    assert "direct" in mcf.solve(random(4, 4), solver=mcf.Refinement()).method
     assert "qr" in mcf.solve(random(4, 6), random(2, 6), solver=mcf.Refinement()).method
     assert "gram" in mcf.solve(random(4, 60), random(2, 60), solver=mcf.Refinement()).method
     indefinite = torch.tensor([[1.0, 2.0], [2.0, 1.0]])  # a positive diagonal: Cholesky fails, LU does not
-    assert bool(mcf.solve(indefinite, solver=mcf.Refinement()).converged)
+    assert bool(mcf.solve(indefinite, X0=torch.zeros(2, 2), solver=mcf.Refinement()).converged)
 
 
 def test_one_singular_and_one_bad_matrix_of_a_batch_cost_only_themselves():

@@ -233,6 +233,12 @@ class Recorder:
         A = _empty(batch, n, m, dtype=dtype).mT if transposed else _empty(batch, m, n, dtype=dtype)
         launch_loss.launch_distance(A, _empty(batch, m, n, dtype=dtype), ord)
 
+    def direct_solve(self, precision: str, n: int, *, m: int | None = None) -> None:
+        """Of 64 problems; without ``m`` their inverses."""
+        dtype = self.use(precision)
+        Y = None if m is None else _empty(64, m, n, dtype=dtype)
+        launch.launch_direct_solve(_empty(64, n, n, dtype=dtype), Y, 1e-5, 0.0, LOSSES.index("mse"))
+
     def finish_chunk(self, batch: int, columns: int) -> None:
         """The end of a chunk."""
         self.use("fp64")

@@ -30,6 +30,9 @@ def record(target: str, *, thorough: bool = False) -> list[Launch]:
             _products(recorder, precision)
             _losses(recorder, precision)
             _passes(recorder, precision)
+        for precision in ("ieee", "fp64"):
+            recorder.direct_solve(precision, 16, m=16)
+            recorder.direct_solve(precision, 4)
         for columns in (1, 17, 65):
             recorder.finish_chunk(3, columns)
     return list(recorder.launches.values())

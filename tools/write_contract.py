@@ -27,6 +27,7 @@ namespace mcf {{
 
 constexpr double kBailFactor = {bail};
 constexpr double kSmallestSquare = {square};
+constexpr double kFloorUnits = {units}, kFloorShare = {share};
 
 }}  // namespace mcf
 """
@@ -46,7 +47,11 @@ def header(contract: Mapping[str, Any]) -> str:
         enum("Status", "kStatus", contract["STATUS_CODES"]),
     )
     return TEMPLATE.format(
-        enums="\n".join(enums), bail=repr(contract["BAIL_FACTOR"]), square=repr(contract["SMALLEST_SQUARE"])
+        enums="\n".join(enums),
+        bail=repr(contract["BAIL_FACTOR"]),
+        square=repr(contract["SMALLEST_SQUARE"]),
+        units=contract["FLOOR_UNITS"],
+        share=contract["FLOOR_SHARE"],
     )
 
 

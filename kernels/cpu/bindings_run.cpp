@@ -91,12 +91,13 @@ Run start_run(const Tensor& any_Y, const Tensor& bail, const Tensor& last, const
     return made;
   };
   const Tensor threshold = empty_values(last, true, batch), Y_squares = empty_values(last, true, batch);
+  double *const to_threshold = write<double>(threshold), *const to_squares = write<double>(Y_squares);
+  const bool wide = Y.scalar_type() == ScalarType::Double, each = Y.size(0) > 1;
   for (int64_t b = 0; b < batch; ++b) {
-    const double y = norm[Y.size(0) > 1 ? b : 0], relative = rtol * y;
+    const double y = norm[each ? b : 0], relative = rtol * y;
     const double tolerance = relative < atol ? atol : relative, square = tolerance * tolerance;
-    const bool lost = Y.scalar_type() == ScalarType::Double && tolerance > 0 && square < kSmallestSquare;
-    write<double>(threshold)[b] = lost ? -1 : square;
-    write<double>(Y_squares)[b] = y * y;
+    to_threshold[b] = wide && tolerance > 0 && square < kSmallestSquare ? -1 : square;
+    to_squares[b] = y * y;
   }
   return {threshold,    Y_squares,    copy(bail),   copy(last),   copy(best),
           zeros(batch), zeros(batch), zeros(batch), copy(status), zeros(2)};
@@ -166,18 +167,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> end_run(const Tensor& last, const Ten
                                                    int64_t elements) {
   const int64_t batch = status.size(0);
   check(last, ScalarType::Double, batch, "end_run");
-  for (const Tensor* t : {&iterations, &status}) check(*t, ScalarType::Long, batch, "end_run");
+  check(status, ScalarType::Long, batch, "end_run");
+  STD_TORCH_CHECK(iterations.is_cpu() && iterations.scalar_type() == ScalarType::Long && iterations.dim() == 1 &&
+                      iterations.size(0) == batch,
+                  "end_run: iterations must be [B] in int64 on the CPU");
+  const int64_t step = iterations.stride(0);  // 0 where all problems have made as many
   const auto made = [&](const Tensor& like) { return empty_like(like, shape.data(), shape.size()); };
   const Tensor losses = made(X), norms = made(last), iterations_made = made(iterations), status_made = made(status);
   STD_TORCH_CHECK(X.is_cpu() && losses.numel() == batch, "end_run: the shape must be that of the batch");
   with_dtype(X.scalar_type(), "end_run", [&](auto zero) {
     typedef decltype(zero) T;
-    for (int64_t b = 0; b < batch; ++b)
-      write<T>(losses)[b] = static_cast<T>(loss_of(read<double>(last)[b], loss, elements));
+    // A pointer takes a call into libtorch, as long as ten problems.
+    const double* const sums = read<double>(last);
+    const int64_t *const counts = read<int64_t>(iterations), *const codes = read<int64_t>(status);
+    T* const to_loss = write<T>(losses);
+    double* const to_norm = write<double>(norms);
+    int64_t *const to_count = write<int64_t>(iterations_made), *const to_code = write<int64_t>(status_made);
+    for_range(parts_of(batch, kSweep), 1, [&](int64_t first, int64_t end) {
+      for (int64_t b = first * kSweep; b < std::min(batch, end * kSweep); ++b) {
+        to_loss[b] = static_cast<T>(loss_of(sums[b], loss, elements));
+        to_norm[b] = std::sqrt(sums[b]), to_count[b] = counts[b * step], to_code[b] = codes[b];
+      }
+    });
   });
-  for (int64_t b = 0; b < batch; ++b) write<double>(norms)[b] = std::sqrt(read<double>(last)[b]);
-  std::copy_n(read<int64_t>(iterations), batch, write<int64_t>(iterations_made));
-  std::copy_n(read<int64_t>(status), batch, write<int64_t>(status_made));
   return {losses, norms, iterations_made, status_made};
 }
 

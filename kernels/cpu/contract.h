@@ -29,5 +29,6 @@ enum Status : int64_t {
 
 constexpr double kBailFactor = 10000000000.0;
 constexpr double kSmallestSquare = 2.3e-308;
+constexpr double kFloorUnits = 16, kFloorShare = 0.1;
 
 }  // namespace mcf

@@ -1,6 +1,8 @@
 // The body of an isa_*.cpp: every kernel family, compiled for MCF_ISA, and the table of them.
 #include "advance_lanes.h"
 #include "advance_slab.h"
+#include "direct_lanes.h"
+#include "direct_rows.h"
 #include "distance_impl.h"
 #include "kernels.h"
 #include "loss_impl.h"
@@ -47,7 +49,8 @@ constexpr TypedKernels<T> typed_kernels() {
            sizeof(rule_table<T>) / sizeof(rule_table<T>[0])},
           {distance_squares<T>, distance_absolute<T>, distance_largest<T>},
           {loss_elements<T>, loss_residual<T>},
-          {sweep_residual<T>}};
+          {sweep_residual<T>},
+          {{direct_lanes_elements<T>, direct_lanes<T>}, {direct_rows_elements, direct_rows<T>}}};
 }
 
 }  // namespace MCF_ISA

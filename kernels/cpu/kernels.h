@@ -2,6 +2,7 @@
 #pragma once
 
 #include "advance.h"
+#include "direct.h"
 #include "distance.h"
 #include "loss.h"
 #include "sweep.h"
@@ -14,6 +15,7 @@ struct TypedKernels {
   DistanceKernels<T> distance;
   LossKernels<T> loss;
   SweepKernels<T> sweep;
+  DirectKernels<T> direct;
 };
 
 struct Kernels {

@@ -15,6 +15,17 @@
 namespace mcf {
 namespace MCF_ISA {
 
+template <typename T>
+struct Bare {
+  typedef T Type;
+};
+template <typename T>
+struct Bare<T&> : Bare<T> {};
+template <typename T>
+struct Bare<T&&> : Bare<T> {};
+template <typename T>
+struct Bare<const T> : Bare<T> {};
+
 template <typename T, int lanes>
 struct Vector {
   typedef T Type __attribute__((vector_size(lanes * sizeof(T))));
@@ -29,6 +40,11 @@ struct Simd {
 template <typename T>
 using Vec = typename Simd<T>::Vec;
 
+// An element of a vector.
+template <typename V>
+struct ElementOf {
+  typedef typename Bare<decltype(V{}[0])>::Type Type;
+};
 template <typename T>
 MCF_INLINE Vec<T>& at(T* p) {
   return *reinterpret_cast<Vec<T>*>(p);
@@ -37,6 +53,24 @@ MCF_INLINE Vec<T>& at(T* p) {
 template <typename T>
 MCF_INLINE const Vec<T>& at(const T* p) {
   return *reinterpret_cast<const Vec<T>*>(p);
+}
+
+// GCC 12 compiles __builtin_convertvector to two halves and a join, and does not always join conversions by element.
+template <typename V>
+MCF_INLINE auto in_float64(const V& v) {
+  constexpr int lanes = sizeof(V) / sizeof(v[0]);
+  typedef typename Vector<double, lanes>::Type Wide;
+  if constexpr (sizeof(v[0]) == 8) return v;
+#if MCF_VECTOR_BYTES == 32 && !defined(__clang__)
+  else if constexpr (lanes == 4)
+    return Wide(__builtin_ia32_cvtps2pd256(v));
+#endif
+  else if constexpr (lanes == 2)
+    return Wide{v[0], v[1]};
+  else if constexpr (lanes == 4)
+    return Wide{v[0], v[1], v[2], v[3]};
+  else
+    return Wide{v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]};
 }
 
 // A sum in float64 of vectors of any type. The lanes are added in a fixed order.
@@ -52,16 +86,7 @@ struct WideSum {
   static MCF_INLINE_MEMBER Wide widen(const V& v, int part) {
     Narrow n;
     __builtin_memcpy(&n, reinterpret_cast<const char*>(&v) + part * sizeof(n), sizeof(n));
-    // by element: GCC 12 compiles __builtin_convertvector to two halves and a join, 4 % of the time of 8 x 8 problems
-    // in lanes
-    if constexpr (sizeof(T) == 8)
-      return n;
-    else if constexpr (width == 2)
-      return Wide{n[0], n[1]};
-    else if constexpr (width == 4)
-      return Wide{n[0], n[1], n[2], n[3]};
-    else
-      return Wide{n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]};
+    return in_float64(n);
   }
   template <typename V>
   MCF_INLINE_MEMBER void add(const V& v) {

@@ -15,10 +15,18 @@ from .advance_products import launch_products, launch_products_step
 from .advance_rows import launch_rows
 from .advance_small import launch_small
 from .choose_algorithm import ALGORITHMS, choose
+from .direct import launch_direct_solve
 from .finish_chunk import launch_finish_chunk
 from .state import Problems, RuleState
 
-__all__ = ["ALGORITHMS", "choose", "launch_advance", "launch_finish_chunk", "launch_heavy_ball_step_"]
+__all__ = [
+    "ALGORITHMS",
+    "choose",
+    "launch_advance",
+    "launch_direct_solve",
+    "launch_finish_chunk",
+    "launch_heavy_ball_step_",
+]
 
 
 def launch_advance(

@@ -6,6 +6,7 @@ device, and a CPU without the extension, gets the PyTorch reference through the 
 
 from . import backend
 from .advance import Descent, advance, register_rule
+from .direct import direct_solve, plan_direct
 from .distance import distance, try_distance
 from .losses import loss_and_gradient, residual_loss, try_residual_loss
 from .plan import Plan, plan_rule
@@ -19,12 +20,14 @@ __all__ = [
     "Plan",
     "advance",
     "backend",
+    "direct_solve",
     "distance",
     "end_run",
     "finish_chunk",
     "heavy_ball_step_",
     "loss_and_gradient",
     "loss_history",
+    "plan_direct",
     "plan_rule",
     "register_rule",
     "residual_loss",

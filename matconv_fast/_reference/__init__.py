@@ -9,6 +9,7 @@ It works on any device, on batches of problems ``X [B, m, n]``, ``M [1 or B, n, 
 """
 
 from .advance import Step, Update, advance, batched_gradient, batched_residual, gradient_step
+from .direct import direct_solve
 from .losses import (
     distance,
     gradient_scale,
@@ -28,6 +29,7 @@ __all__ = [
     "advance",
     "batched_gradient",
     "batched_residual",
+    "direct_solve",
     "distance",
     "end_run",
     "finish_chunk",

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .._ops import Plan
 from ..problem import Problem
 from ..solvers import Refinement, Solver
 from ..solvers.measure import Measure
-from . import loop
+from . import direct, loop
 from .callback import Watched
 from .checkpoint import Checkpoint
 from .history import least_stride
@@ -23,23 +24,76 @@ FINAL = (Status.CONVERGED, Status.LEAST_SQUARES, Status.NONFINITE, Status.MAX_IT
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Where the last run left each problem; see `loop.Outcome`. ``method`` says what ran."""
+    """Where the last run left each problem; see `loop.Outcome`.
+
+    Attributes:
+        method: what ran.
+        quick: whether most problems took one elimination, so that it is easily made again.
+    """
 
     end: Checkpoint
     history: Tensor
     every: int
     method: str
+    quick: bool = False
 
 
 def run(
-    problem: Problem, solver: Solver, options: Options, start: Checkpoint, watched: Watched | None = None
+    problem: Problem,
+    solver: Solver,
+    options: Options,
+    start: Checkpoint,
+    *,
+    from_zero: bool,
+    watched: Watched | None = None,
 ) -> Outcome:
-    """`loop.run`, and the solver's fallbacks on the problems that need them, each from the same start."""
-    first = again = loop.run(problem, solver, options, start, watched)
-    end, history, every = first.end, first.history, first.every
-    method = f"{type(solver).__name__}: {first.plan.algorithm} ({first.plan.backend})"
-    if reason := solver.reason(problem):
-        method += f"; {reason}"
+    """One elimination where that is an answer; else `loop.run`, and the solver's fallbacks where that gives none.
+
+    Args:
+        problem: what to solve.
+        solver: by what.
+        options: the user's.
+        start: where to start; not modified.
+        from_zero: whether X0 is 0, which elimination starts from.
+        watched: calls the user's callback after each chunk, of which elimination has none.
+    """
+    answers = direct.run(problem, solver, options, start) if from_zero and watched is None else None
+    reason = solver.reason(problem)
+    because = f"; {reason}" if reason else ""
+    if answers is None:
+        first = loop.run(problem, solver, options, start, watched)
+        return _with_fallbacks(problem, solver, options, start, first, _ran(solver, first.plan) + because, watched)
+    method = _ran(solver, answers.plan) + because
+    if answers.rest is None:
+        return Outcome(answers.end, answers.history, answers.every, method, quick=True)
+    part = problem.select(answers.rest)
+    X, iterations = start.X[answers.rest], start.iterations[answers.rest]
+    fresh = Checkpoint.fresh(X, solver.init(part, X), solver, iterations)
+    first = loop.run(part, solver, replace(options, progress=False), fresh)
+    method += f"; {part.size} of {problem.size} by {_ran(solver, first.plan)}"
+    others = _with_fallbacks(part, solver, options, fresh, first, method, total=problem.size)
+    end, history, every = direct.put(
+        answers, others.end, others.history, others.every, bounded=options.record_every is None
+    )
+    return Outcome(end, history, every, others.method, quick=True)
+
+
+def _ran(solver: Solver, plan: Plan) -> str:
+    return f"{type(solver).__name__}: {plan.algorithm} ({plan.backend})"
+
+
+def _with_fallbacks(
+    problem: Problem,
+    solver: Solver,
+    options: Options,
+    start: Checkpoint,
+    first: loop.Outcome,
+    method: str,
+    watched: Watched | None = None,
+    total: int | None = None,
+) -> Outcome:
+    """Each fallback runs on the problems that need it, from the same start. They are some of ``total``."""
+    again, end, history, every = first, first.end, first.history, first.every
     accurate = False
     for other in solver.fallbacks(problem):
         if again.stopped:
@@ -60,7 +114,7 @@ def run(
             history, every = _appended(history, every, again, rest, bounded=bounded)
         end = _merged(end, again.end, rest)
         accurate = isinstance(other, Refinement)
-        method += f"; {len(rest)} of {problem.size} by {type(other).__name__}: {again.plan.algorithm}"
+        method += f"; {len(rest)} of {total or problem.size} by {type(other).__name__}: {again.plan.algorithm}"
     return Outcome(end, history, every, method)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from .. import _saved
 from ..kernels.contract import RUNNING
 from ..solvers import Solver
 from .status import Status
+
+_SAVED = ("X", "state", "iterations", "status", "last", "bail", "best", "mark", "age")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,7 @@ class Checkpoint:
         best: ``[B]`` float64, the smallest ``||R||^2`` so far.
         mark: ``[B]`` float64, ``best`` at the last check for stagnation.
         age: updates since that check.
+        version: of X where a `Solution` shares its memory, which the user may write to; None where X is not shared.
     """
 
     X: Tensor
@@ -42,16 +45,25 @@ class Checkpoint:
     best: Tensor
     mark: Tensor
     age: int = 0
+    version: int | None = None
+
+    @property
+    def modified(self) -> bool:
+        """Whether the user has written to a shared X."""
+        return self.version is not None and self.X._version != self.version
 
     @classmethod
     def fresh(
         cls, X: Tensor, state: tuple[Tensor, ...], solver: Solver, iterations: Tensor | None = None
     ) -> Checkpoint:
         """A start of which only X and the solver's state are known."""
+
+        def constant(value: float, dtype: torch.dtype) -> Tensor:  # [B], in the memory of one number
+            return torch.full((), value, dtype=dtype, device=X.device).expand(X.shape[0])
+
         if iterations is None:
-            iterations = torch.zeros(X.shape[0], dtype=torch.int64, device=X.device)
-        unknown = torch.full((X.shape[0],), torch.nan, dtype=torch.float64, device=X.device)
-        running = torch.full_like(iterations, RUNNING)
+            iterations = constant(0, torch.int64)
+        unknown, running = constant(torch.nan, torch.float64), constant(RUNNING, torch.int64)
         return cls(X, state, solver, iterations, running, unknown, unknown, unknown, unknown)
 
     def continued(self, *, all_problems: bool = False) -> Checkpoint:
@@ -63,11 +75,12 @@ class Checkpoint:
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, for `from_state_dict`."""
-        values = {name: _saved.plain(value) for name, value in vars(self).items() if name != "solver"}
+        X = self.X if self.version is None else self.X.clone()
+        values = {name: _saved.plain({**vars(self), "X": X}[name]) for name in _SAVED}
         return _saved.sealed("Checkpoint", {**values, "solver": self.solver.state_dict()})
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any]) -> Checkpoint:
         """The checkpoint that `state_dict` was called on."""
-        values = _saved.opened(state_dict, "Checkpoint", [field.name for field in fields(cls)])
+        values = _saved.opened(state_dict, "Checkpoint", [*_SAVED, "solver"])
         return cls(**{**values, "solver": Solver.from_state_dict(values["solver"])})

@@ -41,8 +41,8 @@ class Run:
         with self.phase("prepare"):
             self.plan = self.phase.plan = solver.plan(problem)
             self.standing = _ops.start_run(
-                problem.Y, start.bail, start.last, start.best, start.status,
-                options.relative(problem.precision.inputs), options.atol,
+                problem.Y, start.bail.contiguous(), start.last.contiguous(), start.best.contiguous(),
+                start.status.contiguous(), options.relative(problem.precision.inputs), options.atol,
             )  # fmt: skip
         record(problem.device, self.plan)
         X, state = start.X.clone(), tuple(t.clone() for t in start.state)

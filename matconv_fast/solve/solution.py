@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _saved, plotting
 from ..problem import Problem
-from . import bound, diagnosis
+from . import bound, chain, diagnosis
 from .checkpoint import Checkpoint
 from .options import Options
 from .snapshots import curves, direct_comparison, snapshots
@@ -77,6 +77,20 @@ class Solution:
     start: Checkpoint | None = field(default=None, repr=False)
     restored: bool = field(default=False, repr=False)
 
+    def checkpoint(self) -> Checkpoint | None:
+        """`state`, with X as the solve left it: solved again where the user has written to an `X` that shares memory.
+
+        Raises:
+            ValueError: M or Y was modified in place, too.
+        """
+        state = self.state
+        if state is None or self.start is None or not state.modified:
+            return state
+        if self.problem.changed:
+            raise ValueError("X and also M or Y were modified in place since the solve: pass X0=solution.X")
+        with torch.no_grad():
+            return chain.run(self.problem, state.solver, self.options, self.start, from_zero=True).end
+
     @property
     def converged(self) -> Tensor:
         """Whether each problem has its answer, bool.
@@ -107,8 +121,9 @@ class Solution:
         return f"{len(failed)} of {len(codes)} problems did not converge; problem {index} {text}"
 
     def _explain(self, index: int) -> str:
-        if self.state is not None:
-            return diagnosis.explain(self.problem, self.state, self.options, index)
+        end = self.checkpoint()
+        if end is not None:
+            return diagnosis.explain(self.problem, end, self.options, index)
         status = Status(int(self.status.reshape(-1)[index]))
         gap, count = float(self.residual_norm.reshape(-1)[index]), int(self.iterations.reshape(-1)[index])
         advice = {
@@ -167,7 +182,7 @@ class Solution:
             True
         """
         values = {name: _saved.plain(getattr(self, name)) for name in _SAVED}
-        for name, state in (("state", self.state), ("start", self.start)):
+        for name, state in (("state", self.checkpoint()), ("start", self.start)):
             values[name] = None if state is None else state.state_dict()
         values["problem"] = self.problem.state_dict()
         values["options"] = _saved.sealed("Options", {k: _saved.plain(v) for k, v in vars(self.options).items()})

@@ -48,7 +48,7 @@ class Auto(Solver):
         >>> import torch, matconv_fast as mcf
         >>> sol = mcf.solve(torch.tensor([[2.0, 1.0], [1.0, 3.0]]), solver=mcf.Auto())
         >>> sol.method
-        'Auto: refinement_cholesky (reference); M has at most 512 rows or columns'
+        'Auto: refinement_direct_lanes (cpu); M has at most 512 rows or columns'
         >>> mcf.solve(torch.ones(2, 2), torch.eye(2), solver=mcf.Auto()).X  # the pseudo-inverse
         tensor([[0.2500, 0.2500],
                 [0.2500, 0.2500]])
@@ -84,6 +84,12 @@ class Auto(Solver):
         name = type(solver).__name__.lower()
         algorithm = f"{name}_{plan.algorithm}"
         return plan._replace(algorithm=algorithm, work=_Chosen(solver, plan))
+
+    def plan_direct(self, problem: Problem) -> Plan | None:
+        """That of the solver chosen."""
+        solver = self.choice(problem)[0]
+        plan = solver.plan_direct(problem)
+        return plan if plan is None else plan._replace(algorithm=f"{type(solver).__name__.lower()}_{plan.algorithm}")
 
     def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
         """See `Solver`."""

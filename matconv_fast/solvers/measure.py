@@ -9,15 +9,12 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
+from ..kernels.contract import FLOOR_SHARE, FLOOR_UNITS
 from ..problem import Problem
 from .products import LEAST_COLUMNS, block_width, multiplied, sum_of_products
 
 # ||R M^T|| below this many eps of ||M|| ||R|| is rounding: no X has a smaller residual, as far as can be told.
 LEAST_SQUARES_UNITS = 32
-# ||R|| below this many eps sqrt(n) of ||X|| ||M|| + ||Y|| is rounding ...
-FLOOR_UNITS = 16
-# ... unless that is as large as Y itself: then X has grown along what M hardly sees.
-FLOOR_SHARE = 0.1
 # Rows or columns up to which a singular value decomposition costs less than a second: there it checks a claim of
 # LEAST_SQUARES.
 MOST_CHECKED = 256

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._ops import Plan
+from .._ops import Plan, plan_direct
 from ..kernels.contract import BREAKDOWN, LEAST_SQUARES, RUNNING, STAGNATED, StopCriteria, Trace
 from ..problem import Problem
 from .chunk import iterate_chunk
@@ -43,6 +43,9 @@ class Refinement(Solver):
     digits, kappa the condition number of M, until the residual is as small as the dtype of X allows. Residuals are made
     in float64, also for float32 problems. An iteration that does not lower ``||R||`` is discarded.
 
+    Where M is square with at most 128 rows, X0 is None and no factor or precision is named, the first iteration is an
+    elimination by an operator of its own, in float64 where float32 does not do. Most problems need no other.
+
     Where M has more columns than rows, it finds the least-squares minimum; where it has fewer, the solution nearest to
     X0. It ends a problem as LEAST_SQUARES where no correction can lower the residual of a full-rank M, as STAGNATED
     where an iteration gains less than a factor of 2, and as BREAKDOWN where M is singular to working precision. With
@@ -61,7 +64,7 @@ class Refinement(Solver):
         >>> sol = mcf.solve(torch.tensor([[2.0, 1.0], [1.0, 3.0]]), solver=mcf.Refinement(), rtol=1e-6)
         >>> sol.X, sol.method
         (tensor([[ 0.6000, -0.2000],
-                [-0.2000,  0.4000]]), 'Refinement: cholesky (reference)')
+                [-0.2000,  0.4000]]), 'Refinement: direct_lanes (cpu)')
     """
 
     factor: str | Factor | None = None
@@ -78,14 +81,22 @@ class Refinement(Solver):
     def init(self, problem: Problem, X: Tensor) -> tuple[Tensor, ...]:
         """``(verdict [B], ||R P M|| at the iteration before [B])``."""
         self._check(problem)
-        verdict = torch.full((problem.size,), RUNNING, dtype=torch.int64, device=problem.device)
-        return verdict, torch.full_like(verdict, torch.inf, dtype=torch.float64)
+        verdict = torch.full((), RUNNING, dtype=torch.int64, device=problem.device)
+        return tuple(
+            t.expand(problem.size) for t in (verdict, torch.full_like(verdict, torch.inf, dtype=torch.float64))
+        )
 
     def plan(self, problem: Problem) -> Plan:
         """See `Solver`. The factor is made later, once a residual has missed its tolerance."""
         chunk = CHUNK if problem.device.type == "cpu" else LAGGING_CHUNK
         kind = self._kind(problem)
         return Plan(algorithm=kind, exact=True, chunk=chunk, verdicts=True, work=Work(problem, kind == "gram"))
+
+    def plan_direct(self, problem: Problem) -> Plan | None:
+        """See `Solver`. Where the user has chosen a factor or its precision, that is used."""
+        if self.factor is not None or self.precision is not None:
+            return None
+        return plan_direct(problem.shape, problem.device)
 
     def _kind(self, problem: Problem) -> str:
         if isinstance(self.factor, Factor):

@@ -109,6 +109,10 @@ class Solver(abc.ABC):
         """Backend, algorithm and chunk size for a problem. The default runs `step` on any device."""
         return Plan()
 
+    def plan_direct(self, problem: Problem) -> Plan | None:
+        """How one elimination solves the problem from X = 0, in place of `init` and `advance`; None: it does not."""
+        return None
+
     def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
         """Make up to ``criteria.limit`` iterations of each problem; the contract is in ``_reference/advance.py``.
 
