@@ -12,18 +12,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _checks
 from ..problem import Problem, Source
-from .measure import is_symmetric, norm
+from .measure import is_symmetric, norm, sum_of_products
 
 KINDS = ("cholesky", "lu", "gram", "qr")
 
 # Columns a row from which the normal equations are factored: QR takes twice as long, and four times M's memory.
 GRAM_ASPECT = 8
+
+# Squared lengths of M's rows between which float32 neither over- nor underflows in ``M M^T``.
+SAFE_SQUARES = 1e-24, 1e24
+# A condition number from which the first correction by the normal equations is followed by another one.
+ILL_CONDITIONED = 10.0
+
+
+# What `Factor.correction` returns.
+Correction = tuple[Tensor, Tensor, Tensor]
+
+
+class _Parts(NamedTuple):
+    """What a kind of factor consists of; see the attributes of `Factor`."""
+
+    full_rank: Tensor
+    apply: Callable[[Tensor], Correction]
+    condition: Tensor | None = None
+    squares: Tensor | None = None
+    inverse: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,7 +55,6 @@ class Factor:
         kind: ``"cholesky"``, ``"lu"``, ``"gram"`` or ``"qr"``.
         precision: the dtype that it was factored in.
         left: whether it solves ``M @ X = Y``.
-        full_rank: whether each matrix has full rank, to working precision; bool, one a matrix of the flattened batch.
 
     Example:
         >>> import torch, matconv_fast as mcf
@@ -47,22 +66,44 @@ class Factor:
     kind: str
     precision: torch.dtype
     left: bool
-    full_rank: Tensor
     source: Source = field(repr=False)
     shape: tuple[int, int] = field(repr=False)
-    _apply: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] = field(repr=False)
+    _parts: _Parts = field(repr=False)
 
-    def correction(self, R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def full_rank(self) -> Tensor:
+        """Whether each matrix has full rank, to working precision; bool, one a matrix of the flattened batch."""
+        return self._parts.full_rank
+
+    @property
+    def condition(self) -> Tensor | None:
+        """For ``"gram"``, estimates of the condition numbers, from below; None for other kinds."""
+        return self._parts.condition
+
+    @property
+    def squares(self) -> Tensor | None:
+        """For ``"gram"``, the squared lengths of M's rows, ``[1 or B, n]``, where products with M are safe in float32."""
+        return self._parts.squares
+
+    def answer(self, problem: Problem) -> Tensor:
+        """``Y P``, ``[B, m, n]``: the direct solution of a square problem. It may overflow where Y is very large."""
+        if problem.identity and self._parts.inverse is not None:
+            X = self._parts.inverse()
+        else:
+            X = self._parts.apply(problem.Y.to(self.precision))[0]
+        return X.to(problem.dtype).expand(problem.size, -1, -1)
+
+    def correction(self, R: Tensor) -> Correction:
         """What to subtract from X so that the residual R vanishes, or becomes orthogonal to the rows of M.
 
         Args:
-            R: ``[B, m, p]``, of about unit length.
+            R: ``[B, m, p]``, of about unit length; for ``"gram"``, ``R M^T [B, m, n]`` in float64.
 
         Returns:
             ``(R P [B, m, n], ||R P M||_F [B], ||R M^T||_F [B])``; the norms float64, and infinite where ``n >= p``,
             where the least-squares minimum of a full-rank M is 0.
         """
-        return self._apply(R.to(self.precision))
+        return self._parts.apply(R if self.kind == "gram" else R.to(self.precision))
 
     def __repr__(self) -> str:
         return f"Factor({self.kind} of {_checks.describe(self.M)})"
@@ -108,9 +149,8 @@ def factor_problem(problem: Problem, kind: str | None, precision: str | None, gi
     M = problem.M.to(problem.dtype)
     kind = kind or chosen_kind(problem)
     make = {"cholesky": _cholesky, "lu": _lu, "gram": _gram, "qr": _qr if problem.n <= problem.p else _qr_wide}[kind]
-    full_rank, apply = make(M, dtype)
     given, shape = problem.M if given is None else given, (problem.n, problem.p)
-    return Factor(given, kind, dtype, problem.left, full_rank, problem.sources[0], shape, apply)
+    return Factor(given, kind, dtype, problem.left, problem.sources[0], shape, make(M, dtype))
 
 
 def check_kind(problem: Problem, kind: str | None) -> None:
@@ -155,38 +195,49 @@ def _shared(apply: Callable[[Tensor], Tensor], factors: int) -> Callable[[Tensor
     return joined
 
 
-def _exact(apply: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+def _exact(apply: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Correction]:
     """For ``n >= p``: the residual vanishes, so there is nothing to say about its minimum."""
 
-    def correction(R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def correction(R: Tensor) -> Correction:
         unknown = torch.full((R.shape[0],), torch.inf, dtype=torch.float64, device=R.device)
         return apply(R), unknown, unknown
 
     return correction
 
 
-def _cholesky(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
+def _cholesky(M: Tensor, dtype: torch.dtype) -> _Parts:
     D = power_of_2(M.diagonal(dim1=-2, dim2=-1).abs().sqrt())[..., None].to(dtype)
-    A = D * M.to(dtype) * D.mT
+    D, D_T = (None, None) if _is_level(D) else (D.mT, D)
+    A = _scaled(_scaled(M.to(dtype), D_T), D)
     L, info = torch.linalg.cholesky_ex(A)
     positive = info == 0
-    solve = _shared(lambda R: torch.cholesky_solve((R * D.mT).mT, L).mT * D.mT, len(M))
+    solve = _shared(lambda R: _scaled(torch.cholesky_solve(_scaled(R, D).mT, L).mT, D), len(M))
     if M.device.type == "cpu" and bool(positive.all()):
-        return positive, _exact(solve)
-    full_rank, by_lu = _lu(M, dtype)  # for the matrices that are not positive definite
+        return _Parts(positive, _exact(solve), inverse=lambda: _scaled(_scaled(torch.cholesky_inverse(L), D), D_T))
+    full_rank, by_lu, *_ = _lu(M, dtype)  # for the matrices that are not positive definite
 
-    def correction(R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def correction(R: Tensor) -> Correction:
         other, size, true_size = by_lu(R)
         return torch.where(positive[:, None, None], solve(R), other), size, true_size
 
-    return positive | full_rank, correction
+    return _Parts(positive | full_rank, correction)
 
 
-def _lu(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
+def _lu(M: Tensor, dtype: torch.dtype) -> _Parts:
     D = power_of_2(M.abs().amax(-1, keepdim=True) if M.numel() else M[..., :1]).to(dtype)
-    LU, pivots, info = torch.linalg.lu_factor_ex(M.to(dtype).mT * D.mT)
-    solve = _shared(lambda R: torch.linalg.lu_solve(LU, pivots, R.mT).mT * D.mT, len(M))
-    return (info == 0) & LU.isfinite().all(-1).all(-1), _exact(solve)
+    D = None if _is_level(D) else D.mT
+    LU, pivots, info = torch.linalg.lu_factor_ex(_scaled(M.to(dtype).mT, D))
+    solve = _shared(lambda R: _scaled(torch.linalg.lu_solve(LU, pivots, R.mT).mT, D), len(M))
+    return _Parts((info == 0) & LU.isfinite().all(-1).all(-1), _exact(solve))
+
+
+def _is_level(D: Tensor) -> bool:
+    """Whether the scale D gains nothing, so that a copy of M is saved; read on a CPU alone."""
+    return D.device.type == "cpu" and D.numel() > 0 and bool(D.amax() <= 16 * D.amin()) and 1e-10 < float(D[0, 0, 0]) < 1e10
+
+
+def _scaled(t: Tensor, D: Tensor | None) -> Tensor:
+    return t if D is None else t * D
 
 
 def _has_rank(diagonal: Tensor, least: float) -> Tensor:
@@ -197,33 +248,40 @@ def _has_rank(diagonal: Tensor, least: float) -> Tensor:
     return (d.amin(-1) > least * d.amax(-1)) & d.isfinite().all(-1)
 
 
-def _gram(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
-    D = power_of_2(torch.linalg.vector_norm(M, dim=-1, keepdim=True))
-    A, E = (M if _are_one(D) else D * M).to(dtype), D.to(dtype)
-    L, info = torch.linalg.cholesky_ex(A @ A.mT)
+def _gram(M: Tensor, dtype: torch.dtype) -> _Parts:
+    """The normal equations, made in ``dtype`` and factored in float64, which costs little: they are n x n."""
+    M = M.to(dtype)
+    G = sum_of_products(M, M)
+    squares, (low, high) = G.diagonal(dim1=-2, dim2=-1), SAFE_SQUARES
+    safe = M.device.type == "cpu" and bool(((squares > low) & (squares < high)).all())
+    if safe:
+        D = power_of_2(squares.sqrt())[..., None]
+        G = D * G * D.mT
+    else:
+        length = power_of_2(torch.linalg.vector_norm(M, dim=-1, keepdim=True))
+        A, D = length * M, length.double()
+        G = sum_of_products(A, A)
+    L, info = torch.linalg.cholesky_ex(G)
     # The normal equations square the condition number.
-    full_rank = (info == 0) & _has_rank(L.diagonal(dim1=-2, dim2=-1), (8 * M.shape[-2] * torch.finfo(dtype).eps) ** 0.5)
+    diagonal = L.diagonal(dim1=-2, dim2=-1)
+    full_rank = (info == 0) & _has_rank(diagonal, (8 * M.shape[-2] * torch.finfo(dtype).eps) ** 0.5)
+    condition = diagonal.amax(-1) / diagonal.amin(-1) if M.shape[-2] else torch.ones_like(squares.sum(-1))
 
-    def correction(R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        S = R @ A.mT
-        Z = torch.cholesky_solve(S.mT, L).mT
-        return Z * E.mT, (Z.double() * S.double()).sum((-2, -1)).clamp(min=0).sqrt(), norm(S / E.mT)
+    def correction(S: Tensor) -> Correction:
+        scaled = S * D.mT
+        Z = torch.cholesky_solve(scaled.mT, L).mT
+        return Z * D.mT, (Z * scaled).sum((-2, -1)).clamp(min=0).sqrt(), norm(S)
 
-    return full_rank, correction
-
-
-def _are_one(D: Tensor) -> bool:
-    """Whether scaling by D can be left out, which saves a copy of M; read on a CPU alone."""
-    return D.device.type == "cpu" and bool((D == 1).all())
+    return _Parts(full_rank, correction, condition, squares if safe else None)
 
 
-def _qr(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
+def _qr(M: Tensor, dtype: torch.dtype) -> _Parts:
     D = power_of_2(torch.linalg.vector_norm(M, dim=-1, keepdim=True)).to(dtype)
     Q, U = torch.linalg.qr(M.to(dtype).mT * D.mT)
     full_rank = _has_rank(U.diagonal(dim1=-2, dim2=-1), 8 * max(M.shape[-2:]) * torch.finfo(dtype).eps)
     square = M.shape[-2] == M.shape[-1]
 
-    def correction(R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def correction(R: Tensor) -> Correction:
         T = R @ Q
         Z = torch.linalg.solve_triangular(U.mT, T, upper=False, left=False) * D.mT
         if square:
@@ -231,11 +289,11 @@ def _qr(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tens
             return Z, unknown, unknown
         return Z, norm(T), norm((T @ U) / D.mT)
 
-    return full_rank, correction
+    return _Parts(full_rank, correction)
 
 
-def _qr_wide(M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[..., tuple[Tensor, Tensor, Tensor]]]:
+def _qr_wide(M: Tensor, dtype: torch.dtype) -> _Parts:
     E = power_of_2(torch.linalg.vector_norm(M, dim=-2, keepdim=True)).to(dtype)
     Q, U = torch.linalg.qr(M.to(dtype) * E)
     full_rank = _has_rank(U.diagonal(dim1=-2, dim2=-1), 8 * max(M.shape[-2:]) * torch.finfo(dtype).eps)
-    return full_rank, _exact(lambda R: torch.linalg.solve_triangular(U, R * E, upper=True, left=False) @ Q.mT)
+    return _Parts(full_rank, _exact(lambda R: torch.linalg.solve_triangular(U, R * E, upper=True, left=False) @ Q.mT))

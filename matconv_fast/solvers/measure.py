@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -17,12 +17,25 @@ FLOOR_UNITS = 16
 # ... unless that is as large as Y itself: then X has grown along what M hardly sees.
 FLOOR_SHARE = 0.1
 
-# Elements of M up to which its float64 copy is kept; a larger M is widened in blocks of columns.
-MOST_WIDENED = 1 << 24
+# Elements of M that are widened to float64 at a time, in blocks of columns: 8 MB, which a cache holds.
+MOST_WIDENED, LEAST_COLUMNS = 1 << 20, 256
+# Elements of M a product of the normal equations, whose results are added up in float64.
+GRAM_BLOCK = 1 << 22
+# Rows of M from which on ``M @ M^T`` is made in three quarters instead of four.
+HALVED = 64
+
+# A residual is sampled by so many random combinations of its rows. Their length comes out 8 times too small with a
+# probability below 2e-12, and 4 times too large with one below 1e-40 (chi-squared with 16 degrees), whatever R is.
+SAMPLES, TOO_SMALL, TOO_LARGE = 16, 8, 4
+# Rows and columns from which on a sample is worth its fixed cost.
+LEAST_SAMPLED = 8 * SAMPLES
 
 
 def norm(t: Tensor) -> Tensor:
     """Frobenius norm of each matrix, ``[B]`` float64."""
+    if t.dtype != torch.float64 and t.numel() > MOST_WIDENED and t.shape[-1] > LEAST_COLUMNS:  # or it is widened whole
+        width = max(LEAST_COLUMNS, t.shape[-1] * MOST_WIDENED // t.numel())
+        return torch.linalg.vector_norm(torch.stack([norm(block) for block in t.split(width, -1)]), dim=0)
     return torch.linalg.vector_norm(t, dim=(-2, -1), dtype=torch.float64)
 
 
@@ -55,7 +68,10 @@ class Measure:
     @cached_property
     def Y_norm(self) -> Tensor:
         """``||Y||_F``, ``[B]``."""
-        return self.problem.Y_norm()
+        problem = self.problem
+        if problem.identity:
+            return problem.Y.new_full((problem.size,), min(problem.m, problem.p) ** 0.5, dtype=torch.float64)
+        return problem.Y_norm() if problem.Y.dtype == torch.float64 else norm(problem.Y).expand(problem.size)
 
     @cached_property
     def M_norm(self) -> Tensor:
@@ -64,37 +80,96 @@ class Measure:
         return self.Y_norm.new_full((size,), self.problem.n**0.5) if M is None else norm(M).expand(size)
 
     @cached_property
-    def _wide(self) -> list[tuple[slice, Tensor]]:
+    def M_is_finite(self) -> bool:
+        """Whether all of M is finite. Reads the device."""
+        M = self.problem.M
+        return M is None or bool(M.sum().isfinite()) or bool(M.isfinite().all())  # a sum may overflow
+
+    @cached_property
+    def _wide(self) -> Tensor:
         """M in float64, whole."""
         assert self.problem.M is not None
-        return [(slice(None), self.problem.M.double())]
+        return self.problem.M.double()
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Columns, and M in float64 there."""
+        """Columns, and M in float64 there, in memory that the next block overwrites."""
         M = self.problem.M
         assert M is not None
-        if M.dtype == torch.float64 or M.numel() <= MOST_WIDENED:
-            yield from self._wide
+        width = max(LEAST_COLUMNS, MOST_WIDENED // max(M.shape[0] * M.shape[1], 1))
+        if width >= M.shape[2]:
+            yield slice(None), self._wide
             return
-        width = max(1, MOST_WIDENED // (M.shape[0] * M.shape[1]))
+        memory = None if M.dtype == torch.float64 else M.new_empty(*M.shape[:2], width, dtype=torch.float64)
         for first in range(0, M.shape[2], width):
             columns = slice(first, first + width)
-            yield columns, M[..., columns].double()
+            block = M[..., columns]
+            yield columns, block if memory is None else memory[..., : block.shape[-1]].copy_(block)
+
+    def _residuals(self, X: Tensor, mix: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Blocks of columns of ``X @ M - Y``, of ``mix @ (X @ M - Y)`` where mix is given, and of M; float64."""
+        problem, X = self.problem, X.double()
+        X = X if mix is None else mix @ X
+        for columns, M in self._blocks():
+            if mix is not None and problem.identity and problem.m == problem.p:
+                Y = mix[None, :, columns]
+            else:
+                Y = problem.Y[..., columns].double()
+                Y = Y if mix is None else mix @ Y
+            yield torch.baddbmm(Y.expand(len(X), -1, -1), X, M.expand(len(X), -1, -1), beta=-1), M
+
+    def is_zero(self, X: Tensor) -> bool:
+        """Whether X is 0, so that a residual takes no product; False where the host would have to wait for it."""
+        return not self.waits and not bool(X.any())
+
+    def unless_M_is_bad(self, t: Tensor) -> Tensor:
+        """``t [B, ...]``, NaN for the problems whose M is not finite. For an X of 0, whose residual does not show it."""
+        if self.M_is_finite:
+            return t
+        assert self.problem.M is not None
+        finite = self.problem.M.isfinite().all(-1).all(-1)
+        return torch.where(finite.view(-1, *[1] * (t.ndim - 1)), t, torch.nan)
 
     def residual(self, X: Tensor) -> Tensor:
         """``X @ M - Y``, ``[B, m, p]`` float64. No product is made on a CPU where X is 0."""
         problem = self.problem
         if problem.M is None:
             return X.double() - problem.Y.double()
-        Y = problem.Y.double().expand(problem.size, -1, -1)
-        if not self.waits and not bool(X.any()):
-            finite = problem.M.isfinite().all(-1).all(-1)[:, None, None]
-            return torch.where(finite, -Y, torch.nan)
-        blocks = [
-            torch.baddbmm(Y[..., columns], X.double(), M.expand(problem.size, -1, -1), beta=-1)
-            for columns, M in self._blocks()
-        ]
+        if self.is_zero(X):
+            return self.unless_M_is_bad(-problem.Y.double().expand(problem.size, -1, -1))
+        blocks = [R for R, _ in self._residuals(X)]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)
+
+    def normal_equations(self, X: Tensor, mix: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``R M^T [B, m, n]`` and ``||R||_F [B]``, float64, in one pass over M, without R; of ``mix @ R``, if given."""
+        M = self.problem.M
+        assert M is not None
+        S = X.new_zeros((len(X), X.shape[1] if mix is None else len(mix), X.shape[2]), dtype=torch.float64)
+        total = X.new_zeros(len(X), dtype=torch.float64)
+        for R, block in self._residuals(X, mix):
+            total = torch.hypot(total, norm(R))
+            S.baddbmm_(R, block.mT.expand(len(X), -1, -1))
+        return S, total
+
+    def normal_Y(self) -> Tensor:
+        """``Y M^T``, ``[B, m, n]``: products in the dtype of X, added up in float64."""
+        M, Y = self.problem.M, self.problem.Y.to(self.problem.dtype)
+        assert M is not None
+        M = M.to(self.problem.dtype)
+        return sum_of_products(Y, M).expand(self.problem.size, -1, -1)
+
+    def sampled(self) -> Tensor | None:
+        """Combinations of the rows of a residual, ``[SAMPLES, m]`` float64; None where they would not save time."""
+        problem = self.problem
+        if self.waits or problem.M is None or problem.m < 2 * SAMPLES or problem.n * problem.p < LEAST_SAMPLED**2:
+            return None
+        return _combinations(problem.m)
+
+    def sampled_norm(self, X: Tensor, mix: Tensor) -> Tensor:
+        """An estimate of ``||R||_F``, ``[B]``: see `SAMPLES`. It takes products with a few rows, in float64."""
+        total = X.new_zeros(len(X), dtype=torch.float64)
+        for R, _ in self._residuals(X, mix):
+            total = torch.hypot(total, norm(R))
+        return total / SAMPLES**0.5
 
     def normal(self, R: Tensor) -> Tensor:
         """``R @ M^T``, ``[B, m, n]`` float64: 0 at the least-squares minimum."""
@@ -141,5 +216,32 @@ def is_symmetric(M: Tensor) -> Tensor:
     """Whether each square matrix is symmetric, exactly or as nearly as rounding makes ``A @ A.mT``; ``[1 or B]``."""
     if M.numel() == 0:
         return torch.ones(M.shape[0], dtype=torch.bool, device=M.device)
+    if M.device.type == "cpu" and torch.equal(M, M.mT):  # a fifth of the time
+        return torch.ones(M.shape[0], dtype=torch.bool)
     gap, largest = (M - M.mT).abs().amax((-2, -1)), M.abs().amax((-2, -1))
     return gap <= 8 * torch.finfo(M.dtype).eps * largest
+
+
+def sum_of_products(A: Tensor, M: Tensor) -> Tensor:
+    """``A @ M^T``, ``[B, m, n]`` float64: blocks of columns are multiplied as they are, and added up in float64.
+
+    Half of a symmetric product, ``M @ M^T``, is left out where that saves time.
+    """
+    n, p = M.shape[-2:]
+    total = A.new_zeros((max(len(A), len(M)), A.shape[-2], n), dtype=torch.float64)
+    width = max(LEAST_COLUMNS, GRAM_BLOCK // max(M.shape[0] * n, 1))
+    halves = [slice(0, n // 2), slice(n // 2, n)] if A is M and n >= HALVED else [slice(0, n)]
+    for first in range(0, p, width):
+        a, b = A[..., first : first + width], M[..., first : first + width]
+        for rows in halves:
+            low = a[..., rows.start :, :] if len(halves) > 1 else a
+            total[..., -low.shape[-2] :, rows] += low @ b[..., rows, :].mT
+    if len(halves) > 1:
+        total[..., halves[0], halves[1]] = total[..., halves[1], halves[0]].mT
+    return total
+
+
+@cache
+def _combinations(m: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(SAMPLES, m, generator=generator, dtype=torch.float64, device="cpu")

@@ -7,7 +7,7 @@ Bjorck, Linear Algebra Appl. 88, 1987, for the normal equations with correction.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from .. import _checks
 from .._ops import Plan
 from ..kernels.contract import BREAKDOWN, LEAST_SQUARES, RUNNING, STAGNATED, StopCriteria, Trace
 from ..problem import Problem
-from .factor import KINDS, Factor, check_kind, chosen_kind, factor_problem
-from .measure import Measure, norm
+from .chunk import iterate_chunk
+from .factor import ILL_CONDITIONED, KINDS, SAFE_SQUARES, Factor, check_kind, chosen_kind, factor_problem
+from .measure import SAMPLES, TOO_LARGE, TOO_SMALL, Measure, norm
 from .solver import Ending, Iterate, Solver
 
 # Iterations a chunk. On a CPU a chunk ends as soon as its problems have; elsewhere the rest is computed and discarded.
@@ -26,19 +27,81 @@ CHUNK, LAGGING_CHUNK = 8, 2
 HALTED_SHARE = 1e-3
 
 
+# Of ||Y||, an ||R|| from which on it is ||Y||^2 - <X, Y M^T> without much cancellation.
+LARGE_SHARE = 0.1
+
+
+class Residual(NamedTuple):
+    """Of X, as the factor takes it.
+
+    Attributes:
+        part: R, ``[B, m, p]``, or ``R M^T``, ``[B, m, n]``, for the normal equations; float64.
+        norm: ``||R||_F``, ``[B]`` float64.
+    """
+
+    part: Tensor
+    norm: Tensor
+
+
 class Work:
-    """What a run keeps: the factor, made when the first problem needs it, and the residual of X."""
+    """What a run keeps: the factor, made when the first problem needs it, and the residual of X.
 
-    def __init__(self, problem: Problem) -> None:
+    Attributes:
+        normal: whether the factor takes ``R M^T``.
+        residual: that of X; None before it is needed.
+        squares: ``[B]``, ``||R||^2`` of X, which may be an estimate where that is far from the tolerance.
+        rough: whether the residual was made in the dtype of X.
+    """
+
+    def __init__(self, problem: Problem, normal: bool) -> None:
         self.measure = Measure(problem)
+        self.normal = normal
         self.factor: Factor | None = None
-        self.R: Tensor | None = None  # [B, m, p] float64
+        self.residual: Residual | None = None
+        self.squares: Tensor | None = None
+        self.rough = False
 
-    def residual(self, X: Tensor) -> Tensor:
-        """That of the X that the last chunk left, or made now."""
-        if self.R is None:
-            self.R = self.measure.residual(X)
-        return self.R
+    def residual_of(self, X: Tensor) -> Residual:
+        """Measured."""
+        if self.normal:
+            return Residual(*self.measure.normal_equations(X))
+        R = self.measure.residual(X)
+        return Residual(R, norm(R))
+
+    def start(self, X: Tensor) -> Residual:
+        """That of the X of a run's start; for ``X = 0`` without a product in float64, where that is safe."""
+        measure, safe = self.measure, SAFE_SQUARES
+        if not self.normal or not measure.is_zero(X):
+            return self.residual_of(X)
+        squares = measure.Y_norm.square()
+        rows = self.factor.squares if self.factor is not None else None
+        if rows is None or not bool(((squares == 0) | (squares > safe[0]) & (squares < safe[1])).all()):
+            return self.residual_of(X)
+        self.rough = True
+        return Residual(-measure.normal_Y(), measure.Y_norm)
+
+    def corrected(self, X: Tensor, unit: Tensor, correction: Tensor) -> Tensor:
+        """``X - unit * correction``; twice where the normal equations are ill-conditioned, whose first is inaccurate."""
+        to = torch.addcmul(X.double(), unit, correction.double(), value=-1)
+        condition = None if self.factor is None else self.factor.condition
+        if condition is not None and (self.measure.waits or bool((condition > ILL_CONDITIONED).any())):
+            S, r = self.measure.normal_equations(to)
+            unit = torch.where(r > 0, r, 1)[:, None, None]
+            to.addcmul_(unit, self.factor.correction(S / unit)[0], value=-1)
+        return to.to(X.dtype)
+
+    def first_squares(self, X: Tensor, threshold: Tensor) -> Tensor:
+        """``||R||^2`` of the X that a run starts from. An estimate will do where it is far from the threshold."""
+        measure = self.measure
+        if measure.problem.M is not None and measure.is_zero(X):
+            return measure.unless_M_is_bad(measure.Y_norm.square())
+        mix = measure.sampled()
+        if mix is not None:
+            squares = measure.sampled_norm(X, mix).square()
+            if bool(((squares * TOO_SMALL**2 <= threshold) | (squares >= TOO_LARGE**2 * threshold)).all()):
+                return squares
+        self.residual = self.residual_of(X)
+        return self.residual.norm.square()
 
 
 @dataclass(frozen=True)
@@ -90,7 +153,8 @@ class Refinement(Solver):
     def plan(self, problem: Problem) -> Plan:
         """See `Solver`. The factor is made later, once a residual has missed its tolerance."""
         chunk = CHUNK if problem.device.type == "cpu" else LAGGING_CHUNK
-        return Plan(algorithm=self._kind(problem), exact=True, chunk=chunk, verdicts=True, work=Work(problem))
+        kind = self._kind(problem)
+        return Plan(algorithm=kind, exact=True, chunk=chunk, verdicts=True, work=Work(problem, kind == "gram"))
 
     def _kind(self, problem: Problem) -> str:
         if isinstance(self.factor, Factor):
@@ -113,47 +177,95 @@ class Refinement(Solver):
                 plan.work.factor = self.factor
             else:
                 plan.work.factor = factor_problem(problem, plan.algorithm, self.precision)
+                if plan.work.factor.squares is not None:  # saves a pass over M
+                    plan.work.measure.M_norm = plan.work.factor.squares.sum(-1).sqrt().expand(problem.size)
         return plan.work.factor
 
     def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
         """See `Solver`. It stops a problem at its tolerance, and where the verdict falls."""
-        work, X = plan.work, iterate.X
-        R = work.residual(X)
-        squares = norm(R).square_()
-        trace.sums[:, 0] = squares
-        trace.steps_done.zero_()
-        for j in range(trace.sums.shape[1] - 1):
-            goes_on = (j < criteria.limit) & (squares > criteria.threshold) & squares.isfinite()
-            goes_on &= iterate.state[0] == RUNNING
-            if not work.measure.waits and not bool(goes_on.any()):
-                break
-            R, moved = self._step(problem, plan, iterate, R, goes_on)
-            squares = norm(R).square_()
-            trace.sums[:, j + 1] = squares
-            trace.steps_done.add_(moved)
-        work.R = R
+        work = plan.work
 
-    def _step(
-        self, problem: Problem, plan: Plan, iterate: Iterate, R: Tensor, goes_on: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """One iteration of the problems that go on: the new residual, and which problems have made it."""
-        (verdict, before), X, measure = iterate.state, iterate.X, plan.work.measure
-        r = norm(R)
+        def step(goes_on: Tensor) -> tuple[Tensor, Tensor]:
+            direct = None
+            if work.residual is None:
+                direct = self._direct(problem, plan, iterate, goes_on, criteria.threshold)
+            work.squares, made = direct or self._step(problem, plan, iterate, goes_on)
+            return work.squares, made
+
+        if work.squares is None:
+            work.squares = work.first_squares(iterate.X, criteria.threshold)
+        iterate_chunk(work.squares, step, iterate.state[0], criteria, trace)
+
+    def _direct(
+        self, problem: Problem, plan: Plan, iterate: Iterate, goes_on: Tensor, threshold: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """The direct solution, and a sample of its residual; None, with X as it was, where that proves nothing.
+
+        The solution of a square problem does not depend on X0, whose residual is then never made.
+        """
+        work, X = plan.work, iterate.X
+        measure, mix = work.measure, work.measure.sampled()
+        square = problem.n == problem.p
+        if mix is None or not (square or (work.normal and measure.is_zero(X))) or not bool(goes_on.all()):
+            return None
+        factor = self._factored(problem, plan)
+        if not bool(factor.full_rank.all()):
+            return None
+        if square and not work.normal and factor.kind != "qr":
+            to = factor.answer(problem)
+            squares = measure.sampled_norm(to, mix).square()
+            if not bool((squares * TOO_SMALL**2 <= threshold).all()):
+                return None
+        elif work.normal:
+            to, squares, minimum = self._direct_minimum(work, X, mix)
+            if not bool((minimum | (squares * TOO_SMALL**2 <= threshold)).all()):
+                return None
+            iterate.state[0].masked_fill_(minimum, LEAST_SQUARES)
+        else:
+            return None
+        X.copy_(to)
+        return squares, goes_on
+
+    def _direct_minimum(self, work: Work, X: Tensor, mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From ``X = 0``: the solution of the normal equations, its ``||R||^2``, and whether that is the minimum."""
+        measure = work.measure
+        work.residual = work.start(X)
+        S, Y_norm = work.residual
+        unit = torch.where(Y_norm > 0, Y_norm, 1)[:, None, None]
+        to = work.corrected(X, unit, work.factor.correction(S / unit)[0])
+        mixed, r = measure.normal_equations(to, mix)
+        _, removable, slope = work.factor.correction(mixed / torch.where(r > 0, r, 1)[:, None, None])
+        known = (Y_norm.square() + (to * S).sum((-2, -1))).clamp(min=0)  # <X, R M^T> is 0
+        estimate = r.square() / SAMPLES
+        large = known > (LARGE_SHARE * Y_norm) ** 2
+        scale = TOO_SMALL * estimate.sqrt()
+        minimum = large & (scale * removable <= measure.eps**0.5 * known.sqrt())
+        minimum &= measure.flat(scale * slope, known.sqrt())
+        return to, torch.where(large, known, estimate), minimum
+
+    def _step(self, problem: Problem, plan: Plan, iterate: Iterate, goes_on: Tensor) -> tuple[Tensor, Tensor]:
+        """One iteration of the problems that go on: the new ``||R||^2``, and which problems have made it."""
+        work, (verdict, before), X = plan.work, iterate.state, iterate.X
+        measure = work.measure
+        if work.residual is None:
+            work.residual = work.start(X)
+        part, r = work.residual
         unit = torch.where(r > 0, r, 1)[:, None, None]
         if problem.M is None:
-            correction, removable, S = R / unit, before.new_full(before.shape, torch.inf), r
+            correction, removable = part / unit, before.new_full(before.shape, torch.inf)
         else:
             factor = self._factored(problem, plan)
             verdict.masked_fill_(goes_on & ~factor.full_rank, BREAKDOWN)
-            correction, removable, S = factor.correction(R / unit)
-            self._judge_minimum(measure, iterate, R, goes_on, removable * r, S * r)
+            correction, removable, S = factor.correction(part / unit)
+            self._judge_minimum(work, iterate, goes_on, removable * r, S * r)
         going = goes_on & (verdict == RUNNING)
-        to = torch.addcmul(X.double(), unit, correction.double(), value=-1).to(X.dtype)
+        if not measure.waits and not bool(going.any()):
+            return r.square(), going
+        to = work.corrected(X, unit, correction)
         nonzero = measure.Y_norm > 0
         if measure.waits or not bool(nonzero.all()):  # Y = 0: X = 0 is exact
             to = torch.where(nonzero[:, None, None], to, 0)
-        R_to = measure.residual(to)
-        r_to = norm(R_to)
+        part_to, r_to = work.residual_of(to)
         verdict.masked_fill_(going & ~r_to.isfinite(), BREAKDOWN)
         # At a least-squares minimum ||R|| no longer tells two iterates apart.
         exact = removable.isinf()
@@ -163,23 +275,26 @@ class Refinement(Solver):
         before.copy_(torch.where(going, removable * r, before))
         if not measure.waits and bool(moves.all()):
             X.copy_(to)
-            return R_to, going
-        mask = moves[:, None, None]
-        X.copy_(torch.where(mask, to, X))
-        return torch.where(mask, R_to, R), going
+            work.residual = Residual(part_to, r_to)
+        else:
+            mask = moves[:, None, None]
+            X.copy_(torch.where(mask, to, X))
+            work.residual = Residual(torch.where(mask, part_to, part), torch.where(moves, r_to, r))
+        work.rough = False
+        return work.residual.norm.square(), going
 
-    def _judge_minimum(
-        self, measure: Measure, iterate: Iterate, R: Tensor, goes_on: Tensor, removable: Tensor, S: Tensor
-    ) -> None:
+    def _judge_minimum(self, work: Work, iterate: Iterate, goes_on: Tensor, removable: Tensor, S: Tensor) -> None:
         """Where ``n < p``: has the part of R that a correction can remove vanished, or stopped falling?"""
-        verdict, before = iterate.state
-        r = norm(R)
+        (verdict, before), measure, (part, r) = iterate.state, work.measure, work.residual
         slow = ~(removable <= 0.5 * before) & before.isfinite()
         candidates = goes_on & removable.isfinite() & (slow | (removable <= measure.eps**0.5 * r))
         if not measure.waits:
             if not bool(candidates.any()):
                 return
-            S = norm(measure.normal(R))  # the factor's own rounds, and the factor may be that of another matrix
+            if work.rough:
+                S = norm(measure.normal_equations(iterate.X)[0])
+            elif not work.normal:  # the factor's own rounds, and the factor may be that of another matrix
+                S = norm(measure.normal(part))
         minimum = (removable <= measure.eps**0.5 * r) & measure.flat(S, r)
         minimum |= slow & (removable <= HALTED_SHARE * r) & measure.flat_at_halt(S, r, iterate.X)
         verdict.masked_fill_(candidates & slow, STAGNATED)
