@@ -119,7 +119,9 @@ class Measure:
 
     def is_zero(self, X: Tensor) -> bool:
         """Whether X is 0, so that a residual takes no product; False where the host would have to wait for it."""
-        return not self.waits and not bool(X.any())
+        if self.waits or X.numel() == 0:
+            return not self.waits
+        return float(X[-1, -1, -1]) == 0 and tuple(map(float, X.aminmax())) == (0, 0)  # `any` takes ten times as long
 
     def unless_M_is_bad(self, t: Tensor) -> Tensor:
         """``t [B, ...]``, NaN for the problems whose M is not finite. For an X of 0, whose residual does not show it."""
@@ -216,10 +218,18 @@ def is_symmetric(M: Tensor) -> Tensor:
     """Whether each square matrix is symmetric, exactly or as nearly as rounding makes ``A @ A.mT``; ``[1 or B]``."""
     if M.numel() == 0:
         return torch.ones(M.shape[0], dtype=torch.bool, device=M.device)
-    if M.device.type == "cpu" and torch.equal(M, M.mT):  # a fifth of the time
+    if M.device.type == "cpu" and _equals_its_transpose(M):
         return torch.ones(M.shape[0], dtype=torch.bool)
     gap, largest = (M - M.mT).abs().amax((-2, -1)), M.abs().amax((-2, -1))
     return gap <= 8 * torch.finfo(M.dtype).eps * largest
+
+
+def _equals_its_transpose(M: Tensor) -> bool:
+    """Exactly; by panels that a cache holds where M is large."""
+    n = M.shape[-1]
+    panel = n if n <= 512 else 64
+    panels = (slice(first, first + panel) for first in range(0, n, panel))
+    return all(torch.equal(M[:, rows, : rows.stop], M[:, : rows.stop, rows].mT) for rows in panels)
 
 
 def sum_of_products(A: Tensor, M: Tensor) -> Tensor:

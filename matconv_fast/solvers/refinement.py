@@ -17,8 +17,18 @@ from .._ops import Plan
 from ..kernels.contract import BREAKDOWN, LEAST_SQUARES, RUNNING, STAGNATED, StopCriteria, Trace
 from ..problem import Problem
 from .chunk import iterate_chunk
-from .factor import ILL_CONDITIONED, KINDS, SAFE_SQUARES, Factor, check_kind, chosen_kind, factor_problem
-from .measure import SAMPLES, TOO_LARGE, TOO_SMALL, Measure, norm
+from .factor import (
+    ILL_CONDITIONED,
+    KINDS,
+    LEAST_BLOCKED,
+    SAFE_SQUARES,
+    Factor,
+    check_kind,
+    chosen_kind,
+    factor_problem,
+    inverse_by_blocks,
+)
+from .measure import SAMPLES, TOO_LARGE, TOO_SMALL, Measure, is_symmetric, norm
 from .solver import Ending, Iterate, Solver
 
 # Iterations a chunk. On a CPU a chunk ends as soon as its problems have; elsewhere the rest is computed and discarded.
@@ -208,15 +218,14 @@ class Refinement(Solver):
         square = problem.n == problem.p
         if mix is None or not (square or (work.normal and measure.is_zero(X))) or not bool(goes_on.all()):
             return None
-        factor = self._factored(problem, plan)
-        if not bool(factor.full_rank.all()):
-            return None
-        if square and not work.normal and factor.kind != "qr":
-            to = factor.answer(problem)
+        if square and plan.algorithm in ("cholesky", "lu"):
+            to = self._answer(problem, plan)
+            if to is None:
+                return None
             squares = measure.sampled_norm(to, mix).square()
             if not bool((squares * TOO_SMALL**2 <= threshold).all()):
                 return None
-        elif work.normal:
+        elif work.normal and bool(self._factored(problem, plan).full_rank.all()):
             to, squares, minimum = self._direct_minimum(work, X, mix)
             if not bool((minimum | (squares * TOO_SMALL**2 <= threshold)).all()):
                 return None
@@ -225,6 +234,15 @@ class Refinement(Solver):
             return None
         X.copy_(to)
         return squares, goes_on
+
+    def _answer(self, problem: Problem, plan: Plan) -> Tensor | None:
+        """``Y P`` for a square M of full rank, otherwise None."""
+        M, blocked = problem.M, problem.identity and plan.algorithm == "cholesky" and self.precision is None
+        if blocked and self.factor is None and problem.n >= LEAST_BLOCKED and bool(is_symmetric(M).all()):
+            X = inverse_by_blocks(M)
+            return None if X is None else X.expand(problem.size, -1, -1)
+        factor = self._factored(problem, plan)
+        return factor.answer(problem) if bool(factor.full_rank.all()) else None
 
     def _direct_minimum(self, work: Work, X: Tensor, mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From ``X = 0``: the solution of the normal equations, its ``||R||^2``, and whether that is the minimum."""
