@@ -54,7 +54,9 @@ def run(problem: Problem, solver: Solver, options: Options, start: Checkpoint) -
 
 def _unanswered(problem: Problem, end: Checkpoint, accurate: bool) -> Tensor:
     """Indices of the problems that another solver may do better on. Reads the device, which the run has waited for."""
-    final = torch.stack([end.status == status for status in FINAL]).any(0)
+    final = end.status == Status.CONVERGED
+    if not bool(final.all()):
+        final = torch.stack([end.status == status for status in FINAL]).any(0)
     if bool(final.all()):
         return final.new_empty(0, dtype=torch.int64)
     at_floor = Measure(problem).at_floor(end.X, end.last.sqrt(), accurate)

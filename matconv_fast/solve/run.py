@@ -128,6 +128,8 @@ class Run:
 
     def _apply(self, verdict: Tensor) -> None:
         """End the running problems that the solver has given a status."""
+        if not self.flags.lags and bool((verdict == RUNNING).all()):
+            return
         status = self.standing.status
         status.copy_(torch.where(status == RUNNING, verdict, status))
         self.standing.counts[0] = (status == RUNNING).sum()

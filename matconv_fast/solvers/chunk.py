@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -29,7 +30,8 @@ def iterate_chunk(
     trace.sums[:, 0] = squares
     trace.steps_done.zero_()
     for j in range(trace.sums.shape[1] - 1):
-        goes_on = (j < criteria.limit) & (squares > criteria.threshold) & squares.isfinite() & (verdict == RUNNING)
+        goes_on = (squares > criteria.threshold) & (squares < math.inf)
+        goes_on &= (criteria.limit > j) & (verdict == RUNNING)
         if goes_on.device.type == "cpu" and not bool(goes_on.any()):
             break
         squares, made = step(goes_on)

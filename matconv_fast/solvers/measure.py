@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cache, cached_property
 
@@ -83,7 +84,7 @@ class Measure:
     def M_is_finite(self) -> bool:
         """Whether all of M is finite. Reads the device."""
         M = self.problem.M
-        return M is None or bool(M.sum().isfinite()) or bool(M.isfinite().all())  # a sum may overflow
+        return M is None or math.isfinite(float(M.sum())) or bool(M.isfinite().all())  # a sum may overflow
 
     @cached_property
     def _wide(self) -> Tensor:
@@ -121,7 +122,8 @@ class Measure:
         """Whether X is 0, so that a residual takes no product; False where the host would have to wait for it."""
         if self.waits or X.numel() == 0:
             return not self.waits
-        return float(X[-1, -1, -1]) == 0 and tuple(map(float, X.aminmax())) == (0, 0)  # `any` takes ten times as long
+        low, high = X.aminmax()  # `any` takes ten times as long
+        return float(low) == 0 == float(high)
 
     def unless_M_is_bad(self, t: Tensor) -> Tensor:
         """``t [B, ...]``, NaN for the problems whose M is not finite. For an X of 0, whose residual does not show it."""
@@ -146,11 +148,11 @@ class Measure:
         M = self.problem.M
         assert M is not None
         S = X.new_zeros((len(X), X.shape[1] if mix is None else len(mix), X.shape[2]), dtype=torch.float64)
-        total = X.new_zeros(len(X), dtype=torch.float64)
+        norms = []
         for R, block in self._residuals(X, mix):
-            total = torch.hypot(total, norm(R))
+            norms.append(norm(R))
             S.baddbmm_(R, block.mT.expand(len(X), -1, -1))
-        return S, total
+        return S, norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
     def normal_Y(self) -> Tensor:
         """``Y M^T``, ``[B, m, n]``: products in the dtype of X, added up in float64."""
@@ -168,10 +170,8 @@ class Measure:
 
     def sampled_norm(self, X: Tensor, mix: Tensor) -> Tensor:
         """An estimate of ``||R||_F``, ``[B]``: see `SAMPLES`. It takes products with a few rows, in float64."""
-        total = X.new_zeros(len(X), dtype=torch.float64)
-        for R, _ in self._residuals(X, mix):
-            total = torch.hypot(total, norm(R))
-        return total / SAMPLES**0.5
+        norms = [norm(R) for R, _ in self._residuals(X, mix)]
+        return (norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)) / SAMPLES**0.5
 
     def normal(self, R: Tensor) -> Tensor:
         """``R @ M^T``, ``[B, m, n]`` float64: 0 at the least-squares minimum."""
