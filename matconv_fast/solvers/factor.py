@@ -50,7 +50,7 @@ class _Parts(NamedTuple):
     full_rank: Tensor
     apply: Callable[[Tensor], Correction]
     condition: Tensor | None = None
-    squares: Tensor | None = None
+    gram: Tensor | None = None
     inverse: Callable[[], Tensor] | None = None
 
 
@@ -89,9 +89,9 @@ class Factor:
         return self._parts.condition
 
     @property
-    def squares(self) -> Tensor | None:
-        """For ``"gram"``, the squared lengths of M's rows, ``[1 or B, n]``, where products with M are safe in float32."""
-        return self._parts.squares
+    def gram(self) -> Tensor | None:
+        """For ``"gram"``, ``M M^T [1 or B, n, n]`` float64, where products with M do not under- or overflow."""
+        return self._parts.gram
 
     def answer(self, problem: Problem) -> Tensor:
         """``Y P``, ``[B, m, n]``: the direct solution of a square problem. It may overflow where Y is very large."""
@@ -298,12 +298,11 @@ def _gram(M: Tensor, dtype: torch.dtype) -> _Parts:
     safe = M.device.type == "cpu" and bool(((squares > low) & (squares < high)).all())
     if safe:
         D = power_of_2(squares.sqrt())[..., None]
-        G = D * G * D.mT
+        L, info = torch.linalg.cholesky_ex(D * G * D.mT)
     else:
         length = power_of_2(torch.linalg.vector_norm(M, dim=-1, keepdim=True))
         A, D = length * M, length.double()
-        G = sum_of_products(A, A)
-    L, info = torch.linalg.cholesky_ex(G)
+        L, info = torch.linalg.cholesky_ex(sum_of_products(A, A))
     # The normal equations square the condition number.
     diagonal = L.diagonal(dim1=-2, dim2=-1)
     full_rank = (info == 0) & _has_rank(diagonal, (8 * M.shape[-2] * torch.finfo(dtype).eps) ** 0.5)
@@ -314,7 +313,7 @@ def _gram(M: Tensor, dtype: torch.dtype) -> _Parts:
         Z = torch.cholesky_solve(scaled.mT, L).mT
         return Z * D.mT, (Z * scaled).sum((-2, -1)).clamp(min=0).sqrt(), norm(S)
 
-    return _Parts(full_rank, correction, condition, squares if safe else None)
+    return _Parts(full_rank, correction, condition, G if safe else None)
 
 
 def _qr(M: Tensor, dtype: torch.dtype) -> _Parts:

@@ -21,9 +21,9 @@ FLOOR_SHARE = 0.1
 # Elements of M that are widened to float64 at a time, in blocks of columns: 8 MB, which a cache holds.
 MOST_WIDENED, LEAST_COLUMNS = 1 << 20, 256
 # Elements of M a product of the normal equations, whose results are added up in float64.
-GRAM_BLOCK = 1 << 22
-# Rows of M from which on ``M @ M^T`` is made in three quarters instead of four.
-HALVED = 64
+GRAM_BLOCK = 1 << 20
+# Rows of M from which on little more than half of ``M @ M^T`` is computed.
+LEAST_HALVED = 128
 
 # A residual is sampled by so many random combinations of its rows. Their length comes out 8 times too small with a
 # probability below 2e-12, and 4 times too large with one below 1e-40 (chi-squared with 16 degrees), whatever R is.
@@ -143,30 +143,56 @@ class Measure:
         blocks = [R for R, _ in self._residuals(X)]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1)
 
-    def normal_equations(self, X: Tensor, mix: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``R M^T [B, m, n]`` and ``||R||_F [B]``, float64, in one pass over M, without R; of ``mix @ R``, if given."""
-        M = self.problem.M
-        assert M is not None
-        S = X.new_zeros((len(X), X.shape[1] if mix is None else len(mix), X.shape[2]), dtype=torch.float64)
-        norms = []
-        for R, block in self._residuals(X, mix):
+    def normal_equations(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """``R M^T [B, m, n]`` and ``||R||_F [B]``, float64, in one pass over M, without R."""
+        S, norms = torch.zeros_like(X, dtype=torch.float64), []
+        for R, M in self._residuals(X):
             norms.append(norm(R))
-            S.baddbmm_(R, block.mT.expand(len(X), -1, -1))
+            S.baddbmm_(R, M.mT.expand(len(X), -1, -1))
         return S, norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
     def normal_Y(self) -> Tensor:
-        """``Y M^T``, ``[B, m, n]``: products in the dtype of X, added up in float64."""
-        M, Y = self.problem.M, self.problem.Y.to(self.problem.dtype)
+        """``Y M^T``, ``[B, m, n]`` float64; see `sum_of_products`."""
+        M, dtype = self.problem.M, self.problem.dtype
         assert M is not None
-        M = M.to(self.problem.dtype)
-        return sum_of_products(Y, M).expand(self.problem.size, -1, -1)
+        return sum_of_products(self.problem.Y.to(dtype), M.to(dtype)).expand(self.problem.size, -1, -1)
 
-    def sampled(self) -> Tensor | None:
-        """Combinations of the rows of a residual, ``[SAMPLES, m]`` float64; None where they would not save time."""
+    def sampled_slope(self, X: Tensor, gram: Tensor) -> tuple[Tensor, float]:
+        """An estimate of ``R M^T``: of so many combinations of its rows, ``[B, k, n]`` float64, that have its norm.
+
+        R is made in the dtype of X, block by block, and its products with M are added up in float64. At a least-squares
+        minimum, R is about Y, and nothing cancels in it.
+
+        Args:
+            X: ``[B, m, n]``.
+            gram: ``M M^T``, ``[1 or B, n, n]`` float64.
+
+        Returns:
+            The combinations, and the factor by which their norm may be too small.
+        """
         problem = self.problem
-        if self.waits or problem.M is None or problem.m < 2 * SAMPLES or problem.n * problem.p < LEAST_SAMPLED**2:
-            return None
-        return _combinations(problem.m)
+        M, Y, mix = problem.M, problem.Y.to(X.dtype), self.samples()
+        assert M is not None
+        M, S = M.to(X.dtype), torch.zeros_like(gram[..., :1, :])
+        if mix is not None:
+            mixed = (mix @ X.double()) / SAMPLES**0.5
+            X, mix = mixed.to(X.dtype), (mix / SAMPLES**0.5).to(X.dtype)
+            S = (mixed - X.double()) @ gram  # what rounding takes from the combinations of X
+        for first in range(0, problem.p, width := block_width(M)):
+            columns = slice(first, first + width)
+            part = Y[..., columns] if mix is None else mix @ Y[..., columns]
+            R = torch.baddbmm(part.expand(len(X), -1, -1), X, M[..., columns].expand(len(X), -1, -1), beta=-1)
+            S = S + multiplied(R, M[..., columns].mT)
+        return S, 1 if mix is None else TOO_SMALL
+
+    def samples(self) -> Tensor | None:
+        """Combinations of rows, ``[SAMPLES, m]`` float64; None where there are few rows."""
+        return _combinations(self.problem.m) if self.problem.m >= 2 * SAMPLES else None
+
+    @property
+    def is_large(self) -> bool:
+        """Whether a direct solution pays whose residual is only sampled. Never where the host would have to wait."""
+        return not self.waits and self.problem.M is not None and self.problem.n * self.problem.p >= LEAST_SAMPLED**2
 
     def sampled_norm(self, X: Tensor, mix: Tensor) -> Tensor:
         """An estimate of ``||R||_F``, ``[B]``: see `SAMPLES`. It takes products with a few rows, in float64."""
@@ -232,26 +258,36 @@ def _equals_its_transpose(M: Tensor) -> bool:
     return all(torch.equal(M[:, rows, : rows.stop], M[:, : rows.stop, rows].mT) for rows in panels)
 
 
+def multiplied(A: Tensor, B: Tensor) -> Tensor:
+    """``A @ B`` of batches; a batch of one is faster without its dimension."""
+    return (A[0] @ B[0])[None] if len(A) == len(B) == 1 else A @ B
+
+
+def block_width(M: Tensor) -> int:
+    """Columns of a block of `GRAM_BLOCK` elements."""
+    return max(LEAST_COLUMNS, GRAM_BLOCK // max(M.shape[0] * M.shape[1], 1))
+
+
 def sum_of_products(A: Tensor, M: Tensor) -> Tensor:
     """``A @ M^T``, ``[B, m, n]`` float64: blocks of columns are multiplied as they are, and added up in float64.
 
-    Half of a symmetric product, ``M @ M^T``, is left out where that saves time.
+    Of a large symmetric product, ``M @ M^T``, little more than half is computed.
     """
     n, p = M.shape[-2:]
     total = A.new_zeros((max(len(A), len(M)), A.shape[-2], n), dtype=torch.float64)
-    width = max(LEAST_COLUMNS, GRAM_BLOCK // max(M.shape[0] * n, 1))
-    halves = [slice(0, n // 2), slice(n // 2, n)] if A is M and n >= HALVED else [slice(0, n)]
-    for first in range(0, p, width):
+    symmetric = A is M and n >= LEAST_HALVED
+    step = -(-n // 4) if symmetric else n
+    for first in range(0, p, width := block_width(M)):
         a, b = A[..., first : first + width], M[..., first : first + width]
-        for rows in halves:
-            low = a[..., rows.start :, :] if len(halves) > 1 else a
-            total[..., -low.shape[-2] :, rows] += low @ b[..., rows, :].mT
-    if len(halves) > 1:
-        total[..., halves[0], halves[1]] = total[..., halves[1], halves[0]].mT
+        for row in range(0, n, max(step, 1)):
+            low = slice(row if symmetric else 0, None)
+            total[:, low, row : row + step] += multiplied(a[:, low], b[:, row : row + step].mT)
+    if symmetric:
+        total.copy_(total.tril() + total.tril(-1).mT)
     return total
 
 
 @cache
 def _combinations(m: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(SAMPLES, m, generator=generator, dtype=torch.float64, device="cpu")
+    return torch.randn(SAMPLES, m, generator=generator, dtype=torch.float32, device="cpu").double()

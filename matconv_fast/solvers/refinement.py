@@ -28,7 +28,7 @@ from .factor import (
     factor_problem,
     inverse_by_blocks,
 )
-from .measure import SAMPLES, TOO_LARGE, TOO_SMALL, Measure, is_symmetric, norm
+from .measure import TOO_LARGE, TOO_SMALL, Measure, is_symmetric, norm
 from .solver import Ending, Iterate, Solver
 
 # Iterations a chunk. On a CPU a chunk ends as soon as its problems have; elsewhere the rest is computed and discarded.
@@ -38,7 +38,7 @@ HALTED_SHARE = 1e-3
 
 
 # Of ||Y||, an ||R|| from which on it is ||Y||^2 - <X, Y M^T> without much cancellation.
-LARGE_SHARE = 0.1
+LARGE_SHARE = 0.03
 
 
 class Residual(NamedTuple):
@@ -84,8 +84,8 @@ class Work:
         if not self.normal or not measure.is_zero(X):
             return self.residual_of(X)
         squares = measure.Y_norm.square()
-        rows = self.factor.squares if self.factor is not None else None
-        if rows is None or not bool(((squares == 0) | (squares > safe[0]) & (squares < safe[1])).all()):
+        safe_gram = self.factor is not None and self.factor.gram is not None
+        if not safe_gram or not bool(((squares == 0) | (squares > safe[0]) & (squares < safe[1])).all()):
             return self.residual_of(X)
         self.rough = True
         return Residual(-measure.normal_Y(), measure.Y_norm)
@@ -105,7 +105,7 @@ class Work:
         measure = self.measure
         if measure.problem.M is not None and measure.is_zero(X):
             return measure.unless_M_is_bad(measure.Y_norm.square())
-        mix = measure.sampled()
+        mix = measure.samples() if measure.is_large else None
         if mix is not None:
             squares = measure.sampled_norm(X, mix).square()
             if bool(((squares * TOO_SMALL**2 <= threshold) | (squares >= TOO_LARGE**2 * threshold)).all()):
@@ -187,8 +187,9 @@ class Refinement(Solver):
                 plan.work.factor = self.factor
             else:
                 plan.work.factor = factor_problem(problem, plan.algorithm, self.precision)
-                if plan.work.factor.squares is not None:  # saves a pass over M
-                    plan.work.measure.M_norm = plan.work.factor.squares.sum(-1).sqrt().expand(problem.size)
+                gram = plan.work.factor.gram
+                if gram is not None:  # saves a pass over M
+                    plan.work.measure.M_norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt().expand(problem.size)
         return plan.work.factor
 
     def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
@@ -214,22 +215,23 @@ class Refinement(Solver):
         The solution of a square problem does not depend on X0, whose residual is then never made.
         """
         work, X = plan.work, iterate.X
-        measure, mix = work.measure, work.measure.sampled()
-        square = problem.n == problem.p
-        if mix is None or not (square or (work.normal and measure.is_zero(X))) or not bool(goes_on.all()):
+        measure = work.measure
+        if not measure.is_large or not bool(goes_on.all()):
             return None
-        if square and plan.algorithm in ("cholesky", "lu"):
+        mix = measure.samples()
+        if mix is not None and plan.algorithm in ("cholesky", "lu"):
             to = self._answer(problem, plan)
             if to is None:
                 return None
             squares = measure.sampled_norm(to, mix).square()
             if not bool((squares * TOO_SMALL**2 <= threshold).all()):
                 return None
-        elif work.normal and bool(self._factored(problem, plan).full_rank.all()):
-            to, squares, minimum = self._direct_minimum(work, X, mix)
-            if not bool((minimum | (squares * TOO_SMALL**2 <= threshold)).all()):
+        elif work.normal and measure.is_zero(X) and bool(self._factored(problem, plan).full_rank.all()):
+            found = self._direct_minimum(work, X, threshold)
+            if found is None:
                 return None
-            iterate.state[0].masked_fill_(minimum, LEAST_SQUARES)
+            to, squares = found
+            iterate.state[0].fill_(LEAST_SQUARES)
         else:
             return None
         X.copy_(to)
@@ -244,22 +246,24 @@ class Refinement(Solver):
         factor = self._factored(problem, plan)
         return factor.answer(problem) if bool(factor.full_rank.all()) else None
 
-    def _direct_minimum(self, work: Work, X: Tensor, mix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From ``X = 0``: the solution of the normal equations, its ``||R||^2``, and whether that is the minimum."""
-        measure = work.measure
+    def _direct_minimum(self, work: Work, X: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor] | None:
+        """From ``X = 0``: the solution of the normal equations and its ``||R||^2``, if that is the minimum."""
+        measure, factor = work.measure, work.factor
         work.residual = work.start(X)
         S, Y_norm = work.residual
+        gram = factor.gram
+        if not work.rough:
+            return None
         unit = torch.where(Y_norm > 0, Y_norm, 1)[:, None, None]
-        to = work.corrected(X, unit, work.factor.correction(S / unit)[0])
-        mixed, r = measure.normal_equations(to, mix)
-        _, removable, slope = work.factor.correction(mixed / torch.where(r > 0, r, 1)[:, None, None])
-        known = (Y_norm.square() + (to * S).sum((-2, -1))).clamp(min=0)  # <X, R M^T> is 0
-        estimate = r.square() / SAMPLES
-        large = known > (LARGE_SHARE * Y_norm) ** 2
-        scale = TOO_SMALL * estimate.sqrt()
-        minimum = large & (scale * removable <= measure.eps**0.5 * known.sqrt())
-        minimum &= measure.flat(scale * slope, known.sqrt())
-        return to, torch.where(large, known, estimate), minimum
+        to = torch.mul(factor.correction(S / unit)[0], -unit).to(X.dtype)
+        squares = Y_norm.square() + (to * S).sum((-2, -1))  # since <X, R M^T> is 0
+        if not bool(((squares > (LARGE_SHARE * Y_norm) ** 2) & (squares > threshold)).all()):
+            return None
+        r = squares.sqrt()
+        mixed, margin = measure.sampled_slope(to, gram)
+        _, removable, slope = factor.correction(mixed / r[:, None, None])
+        minimum = (margin * removable <= measure.eps**0.5) & measure.flat(2 * margin * slope * r, r)
+        return (to, squares) if bool(minimum.all()) else None
 
     def _step(self, problem: Problem, plan: Plan, iterate: Iterate, goes_on: Tensor) -> tuple[Tensor, Tensor]:
         """One iteration of the problems that go on: the new ``||R||^2``, and which problems have made it."""
