@@ -39,6 +39,8 @@ HALTED_SHARE = 1e-3
 
 # Of ||Y||, an ||R|| from which on it is ||Y||^2 - <X, Y M^T> without much cancellation.
 LARGE_SHARE = 0.03
+# Multiplications of a residual from which on it is worth a sample that may prove nothing.
+LEAST_SAMPLED_PRODUCTS = 1 << 26
 
 
 class Residual(NamedTuple):
@@ -227,7 +229,7 @@ class Refinement(Solver):
             if not bool((squares * TOO_SMALL**2 <= threshold).all()):
                 return None
         elif work.normal and measure.is_zero(X) and bool(self._factored(problem, plan).full_rank.all()):
-            found = self._direct_minimum(work, X, threshold)
+            found = self._direct_minimum(problem, work, X, threshold)
             if found is None:
                 return None
             to, squares = found
@@ -246,7 +248,9 @@ class Refinement(Solver):
         factor = self._factored(problem, plan)
         return factor.answer(problem) if bool(factor.full_rank.all()) else None
 
-    def _direct_minimum(self, work: Work, X: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _direct_minimum(
+        self, problem: Problem, work: Work, X: Tensor, threshold: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
         """From ``X = 0``: the solution of the normal equations and its ``||R||^2``, if that is the minimum."""
         measure, factor = work.measure, work.factor
         work.residual = work.start(X)
@@ -260,10 +264,14 @@ class Refinement(Solver):
         if not bool(((squares > (LARGE_SHARE * Y_norm) ** 2) & (squares > threshold)).all()):
             return None
         r = squares.sqrt()
-        mixed, margin = measure.sampled_slope(to, gram)
-        _, removable, slope = factor.correction(mixed / r[:, None, None])
-        minimum = (margin * removable <= measure.eps**0.5) & measure.flat(2 * margin * slope * r, r)
-        return (to, squares) if bool(minimum.all()) else None
+        mix = measure.samples()
+        sampled = mix is not None and X.numel() * problem.p >= LEAST_SAMPLED_PRODUCTS
+        for mix, margin in ((mix, TOO_SMALL), (None, 1))[not sampled :]:
+            _, removable, slope = factor.correction(measure.slope(to, gram, mix) / r[:, None, None])
+            minimum = (margin * removable <= measure.eps**0.5) & measure.flat(2 * margin * slope * r, r)
+            if bool(minimum.all()):
+                return to, squares
+        return None
 
     def _step(self, problem: Problem, plan: Plan, iterate: Iterate, goes_on: Tensor) -> tuple[Tensor, Tensor]:
         """One iteration of the problems that go on: the new ``||R||^2``, and which problems have made it."""
