@@ -20,8 +20,8 @@ FLOOR_SHARE = 0.1
 
 # Elements of M that are widened to float64 at a time, in blocks of columns: 8 MB, which a cache holds.
 MOST_WIDENED, LEAST_COLUMNS = 1 << 20, 256
-# Elements of M a product of the normal equations, whose results are added up in float64.
-GRAM_BLOCK = 1 << 20
+# Elements, and columns, of M in a product whose results are added up in float64.
+GRAM_BLOCK, MOST_COLUMNS = 1 << 22, 1 << 16
 # Rows of M from which on little more than half of ``M @ M^T`` is computed.
 LEAST_HALVED = 128
 
@@ -277,7 +277,7 @@ def multiplied(A: Tensor, B: Tensor) -> Tensor:
 
 def block_width(M: Tensor) -> int:
     """Columns of a block of `GRAM_BLOCK` elements."""
-    return max(LEAST_COLUMNS, GRAM_BLOCK // max(M.shape[0] * M.shape[1], 1))
+    return min(max(LEAST_COLUMNS, GRAM_BLOCK // max(M.shape[0] * M.shape[1], 1)), MOST_COLUMNS)
 
 
 def sum_of_products(A: Tensor, M: Tensor) -> Tensor:
