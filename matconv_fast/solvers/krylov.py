@@ -19,7 +19,9 @@ from torch import Tensor
 from .._ops import Plan
 from ..kernels.contract import LEAST_SQUARES, RUNNING, STAGNATED, StopCriteria, Trace
 from ..problem import Problem
+from .factor import factor_problem
 from .measure import LEAST_SQUARES_UNITS, Measure, norm
+from .row_arithmetic import Row, Rows, row_norm
 from .solver import Iterate, Solver
 
 MARK, EARLY_MARKS = 32, (1, 4, 16)
@@ -40,14 +42,9 @@ def is_mark(slot: int) -> bool:
     return slot % MARK == 0 or slot in EARLY_MARKS
 
 
-def row_norm(t: Tensor) -> Tensor:
-    """Of each row, ``[B, m, 1]``."""
-    return torch.linalg.vector_norm(t, dim=-1, keepdim=True)
-
-
-def ratio(a: Tensor, b: Tensor) -> Tensor:
-    """``a / b``, and 0 where b is not above 0."""
-    return torch.where(b > 0, a / torch.where(b > 0, b, 1), 0)
+# Of a recursion: ``[B, m, k]`` and ``[B, m, 1]`` each, or ``[k]`` and numbers; see `row_arithmetic`.
+Vectors = tuple[Tensor, ...]
+Scalars = tuple[Any, ...]
 
 
 class Work:
@@ -91,19 +88,21 @@ class Krylov(Solver):
 
     @abc.abstractmethod
     def memory(self, problem: Problem) -> tuple[Tensor, ...]:
-        """The recursion's own tensors, ``[B, m, ...]``."""
+        """The recursion's own tensors, ``[B, m, k]``: its vectors, and its scalars in one tensor."""
 
     @abc.abstractmethod
     def begin(self, work: Work, R: Tensor, S: Tensor | None) -> tuple[Tensor, ...]:
         """These tensors at the start of a cycle for ``D @ A = -R``; S is ``R A^T``, where `needs_slope`."""
 
     @abc.abstractmethod
-    def recur(self, work: Work, own: tuple[Tensor, ...], active: Tensor, D: Tensor) -> tuple[Tensor, ...]:
-        """One iteration of the active rows; adds to D."""
+    def recur(
+        self, rows: type[Rows | Row], A: Tensor, vectors: Vectors, scalars: Scalars
+    ) -> tuple[Vectors, Scalars, tuple[Any, Tensor]]:
+        """One iteration: vectors and scalars after it, and ``(a, w)``, the correction ``a * w`` of D."""
 
     @abc.abstractmethod
-    def estimates(self, own: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """``||R||`` and ``||R A^T||`` of each row, ``[B, m, 1]``, by the recursion."""
+    def estimates(self, scalars: Scalars) -> tuple[Any, Any]:
+        """``||R||`` and ``||R A^T||`` of each row, by the recursion."""
 
     def prepare(self, problem: Problem) -> Tensor | None:
         """A scale for the rows of M, or None."""
@@ -134,15 +133,16 @@ class Krylov(Solver):
         claims = codes == LEAST_SQUARES
         if measure.waits or min(problem.n, problem.p) > MOST_CHECKED or not bool(claims.any()):
             return codes
-        refuted = claims & measure.minimum_refuted(plan.work.R)
-        return codes.masked_fill_(refuted, STAGNATED)
+        if not _is_minimum_of_a_regular(problem, plan.work):
+            codes.masked_fill_(claims & measure.minimum_refuted(plan.work.R), STAGNATED)
+        return codes
 
     def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
         """See `Solver`."""
         run = _Chunk(self, plan.work, iterate, criteria, trace)
-        for j in range(trace.sums.shape[1] - 1):
-            if not run.iteration(j):
-                break
+        j = 0
+        while j < run.steps and (made := run.iterations(j)):
+            j += made
         plan.work.R = run.R
 
 
@@ -163,8 +163,8 @@ class _Chunk:
         trace.steps_done.zero_()
         self.claimed_at = torch.zeros_like(slots)
 
-    def iteration(self, j: int) -> bool:
-        """Iteration j of the chunk; False where nothing is left to do."""
+    def iterations(self, j: int) -> int:
+        """Iteration j of the chunk, and of a single row those up to the next mark; 0 where nothing is left to do."""
         work, cycle, looks = self.work, self.cycle, not self.work.measure.waits
         squares = self.r.square()
         going = (j < self.criteria.limit) & (squares > self.criteria.threshold) & squares.isfinite()
@@ -174,20 +174,24 @@ class _Chunk:
                 self._begin(waiting)
         going &= cycle.verdict == RUNNING
         if looks and not bool(going.any()):
-            return False
-        runs = going & (cycle.phase == RUNS)
+            return 0
+        runs, made = going & (cycle.phase == RUNS), 1
         if not looks or bool(runs.any()):
-            self._recur(runs, j)
-        self.trace.steps_done.add_(going)
-        cycle.slots.add_(going)
-        work.slot += 1
-        mark = is_mark(work.slot)
-        if mark or j + 1 == self.steps:
+            if looks and self.X.shape[:2] == (1, 1):
+                made = self._recur_alone(j)
+            else:
+                self._recur(runs, j)
+        self.trace.steps_done.add_(going, alpha=made)
+        cycle.slots.add_(going, alpha=made)
+        work.slot += made
+        mark, last = is_mark(work.slot), j + made - 1
+        self.trace.sums[:, j + 1 : last + 2] = self.r.square()[:, None]
+        if mark or last + 1 == self.steps:
             due = going & ((cycle.phase == CLAIMS) | ((cycle.phase == RUNS) & mark))
             if not looks or bool(due.any()):
-                self._measure(due, j)
-        self.trace.sums[:, j + 1] = self.r.square()
-        return True
+                self._measure(due, last)
+                self.trace.sums[:, last + 1] = self.r.square()
+        return made
 
     def _refuse(self) -> None:
         codes = self.method.refuse(self.work)
@@ -213,20 +217,50 @@ class _Chunk:
         cycle.phase.masked_fill_(waiting, RUNS)
 
     def _recur(self, runs: Tensor, j: int) -> None:
-        cycle, work, eps = self.cycle, self.work, self.work.measure.eps
+        cycle, work = self.cycle, self.work
         active = cycle.active & runs[:, None, None]
-        new = self.method.recur(work, cycle.own, active, cycle.D)
-        for old, value in zip(cycle.own, new, strict=True):
-            old.copy_(value)
-        r, s = (t.double() for t in self.method.estimates(cycle.own))
-        target = (0.5 * self.criteria.threshold.clamp(min=0).sqrt() / cycle.start).clamp(min=eps**CYCLE_GAIN)
-        flat = 0.5 * LEAST_SQUARES_UNITS * eps * work.A_norm
+        *vectors, scalars = cycle.own
+        fresh, now, (a, w) = self.method.recur(Rows, work.A, tuple(vectors), scalars.split(1, -1))
+        cycle.D.add_(torch.where(active, a * w, 0))
+        for old, new in zip(vectors, fresh, strict=True):  # MINRES moves each to the one before: in this order
+            old.copy_(new)
+        scalars.copy_(torch.where(active, torch.cat(now, -1), scalars))
+        r, s = (t.double() for t in self.method.estimates(scalars.split(1, -1)))
+        target, flat = self._targets()
         rows = (r <= (target / max(r.shape[1], 1) ** 0.5)[:, None, None]) | (s <= flat[:, None, None] * r)
         cycle.active.copy_(cycle.active & ~(rows & active))
         claims = (norm(r) <= target) | (norm(s) <= flat * norm(r)) | ~cycle.active.any(1)[:, 0]
         claims &= runs
         cycle.phase.masked_fill_(claims, CLAIMS)
         self.claimed_at.masked_fill_(claims, j + 1)
+
+    def _targets(self) -> tuple[Tensor, Tensor]:
+        """What the estimates must fall to for a cycle to claim success: ``||R||``, and ``||R A^T||`` over it, ``[B]``."""
+        eps = self.work.measure.eps
+        target = (0.5 * self.criteria.threshold.clamp(min=0).sqrt() / self.cycle.start).clamp(min=eps**CYCLE_GAIN)
+        return target, 0.5 * LEAST_SQUARES_UNITS * eps * self.work.A_norm
+
+    def _recur_alone(self, j: int) -> int:
+        """The iterations of a single row from j up to the next mark, with its scalars as numbers; how many."""
+        cycle, work = self.cycle, self.work
+        *states, state = cycle.own
+        vectors, scalars, D = tuple(t[0, 0] for t in states), tuple(state[0, 0].tolist()), cycle.D[0, 0]
+        target, flat = map(float, self._targets())
+        most = min(self.steps, int(self.criteria.limit)) - j
+        most = next((k for k in range(1, most) if is_mark(work.slot + k)), most)
+        for made in range(1, most + 1):
+            vectors, scalars, (a, w) = self.method.recur(Row, work.A[0], vectors, scalars)
+            D.add_(w, alpha=a)
+            r, s = self.method.estimates(scalars)
+            if r <= target or s <= flat * r:
+                cycle.active.fill_(False)
+                cycle.phase.fill_(CLAIMS)
+                self.claimed_at.fill_(j + made)
+                break
+        for old, new in zip(states, [t.clone() for t in vectors], strict=True):  # they may be one another's
+            old[0, 0] = new
+        state[0, 0] = torch.tensor(scalars, dtype=torch.float64)
+        return most
 
     def _measure(self, due: Tensor, j: int) -> None:
         """Move X by the correction so far where that does not raise its residual; judge the cycles that claim."""
@@ -268,6 +302,18 @@ class _Chunk:
         cycle.verdict.masked_fill_(fails & minimum, LEAST_SQUARES)
         if not self.method.needs_slope:  # otherwise the next start measures it
             cycle.slope.copy_(torch.where(fails, slope, cycle.slope))
+
+
+def _is_minimum_of_a_regular(problem: Problem, work: Work) -> bool:
+    """Whether the normal equations show that nothing of R can be removed, which they do where M is well-conditioned."""
+    R, r = work.R, norm(work.R)
+    if problem.n > problem.p or not bool((r > 0).all()):
+        return False
+    factor = factor_problem(problem, "gram", None)
+    if not bool(factor.full_rank.all()):
+        return False
+    removable = factor.correction(work.measure.normal(R / r[:, None, None]))[1]
+    return bool((removable <= 0.05).all())
 
 
 def scratch(problem: Problem, *columns: int) -> tuple[Tensor, ...]:

@@ -6,14 +6,15 @@ Paige and Saunders, ACM Trans. Math. Softw. 8, 1982.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..problem import Problem
 from .factor import power_of_2
-from .krylov import Krylov, Work, ratio, row_norm, scratch
+from .krylov import Krylov, Scalars, Vectors, Work, scratch
+from .row_arithmetic import Row, Rows, ratio, row_norm
 
 # Of the lengths of M's rows, longest over shortest, from which they are scaled to about one length. It speeds up
 # convergence, but moves the minimum-norm solution, so it is done only where the solution should be unique.
@@ -67,23 +68,23 @@ class LSQR(Krylov):
         v = ratio(v, alpha)
         return ratio(-R, beta), v, v, torch.cat([alpha, alpha, beta, alpha * beta], -1)
 
-    def recur(self, work: Work, own: tuple[Tensor, ...], active: Tensor, D: Tensor) -> tuple[Tensor, ...]:
+    def recur(
+        self, rows: type[Rows | Row], A: Tensor, vectors: Vectors, scalars: Scalars
+    ) -> tuple[Vectors, Scalars, tuple[Any, Tensor]]:
         """See `Krylov`."""
-        u, v, w, scalars = own
-        alpha, rhobar, phibar, _ = scalars.split(1, -1)
-        u = v @ work.A - alpha * u
-        beta = row_norm(u)
-        u = ratio(u, beta)
-        v = u @ work.A.mT - beta * v
-        alpha = row_norm(v)
-        v = ratio(v, alpha)
-        rho = torch.hypot(rhobar, beta)
-        c, s = ratio(rhobar, rho), ratio(beta, rho)
-        D.add_(torch.where(active, ratio(c * phibar, rho) * w, 0))
-        w = v - ratio(s * alpha, rho) * w
-        now = torch.cat([alpha, -c * alpha, s * phibar, s * phibar * alpha * c.abs()], -1)
-        return u, v, w, torch.where(active, now, scalars)
+        (u, v, w), (alpha, rhobar, phibar, _) = vectors, scalars
+        u = rows.less(v @ A, alpha, u)
+        beta = rows.norm(u)
+        u = rows.ratio(u, beta)
+        v = rows.less(u @ A.mT, beta, v)
+        alpha = rows.norm(v)
+        v = rows.ratio(v, alpha)
+        rho = rows.hypot(rhobar, beta)
+        c, s = rows.ratio(rhobar, rho), rows.ratio(beta, rho)
+        move = rows.ratio(c * phibar, rho), w
+        w = rows.less(v, rows.ratio(s * alpha, rho), w)
+        return (u, v, w), (alpha, -c * alpha, s * phibar, s * phibar * alpha * abs(c)), move
 
-    def estimates(self, own: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def estimates(self, scalars: Scalars) -> tuple[Any, Any]:
         """See `Krylov`."""
-        return own[3][..., 2:3], own[3][..., 3:4]
+        return scalars[2], scalars[3]

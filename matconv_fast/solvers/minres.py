@@ -6,14 +6,16 @@ Paige and Saunders, SIAM J. Numer. Anal. 12, 1975.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..kernels.contract import BREAKDOWN, RUNNING
 from ..problem import Problem
-from .krylov import Krylov, Work, ratio, row_norm, scratch
+from .krylov import Krylov, Scalars, Vectors, Work, scratch
 from .measure import is_symmetric
+from .row_arithmetic import Row, Rows, row_norm
 from .solver import Ending
 
 
@@ -61,28 +63,28 @@ class MINRES(Krylov):
         scalars = torch.cat([none, beta, none, none, none - 1, none, beta, none + torch.inf], -1)
         return -R, -R, zero, zero, scalars
 
-    def recur(self, work: Work, own: tuple[Tensor, ...], active: Tensor, D: Tensor) -> tuple[Tensor, ...]:
+    def recur(
+        self, rows: type[Rows | Row], A: Tensor, vectors: Vectors, scalars: Scalars
+    ) -> tuple[Vectors, Scalars, tuple[Any, Tensor]]:
         """See `Krylov`."""
-        r1, r2, w2, w, scalars = own  # each is copied over the one before, so the order matters
-        oldb, beta, dbar, epsln, cs, sn, phibar, _ = scalars.split(1, -1)
-        v = ratio(r2, beta)
-        y = v @ work.A - ratio(beta, oldb) * r1
-        alpha = (v * y).sum(-1, keepdim=True)
-        y = y - alpha * v
-        oldb, beta = beta, row_norm(y)
+        r1, r2, w2, w = vectors
+        oldb, beta, dbar, epsln, cs, sn, phibar, _ = scalars
+        v = rows.ratio(r2, beta)
+        y = rows.less(v @ A, rows.ratio(beta, oldb), r1)
+        alpha = rows.dot(v, y)
+        y = rows.less(y, alpha, v)
+        oldb, beta = beta, rows.norm(y)
         delta, gbar = cs * dbar + sn * alpha, sn * dbar - cs * alpha
         oldeps, epsln, dbar = epsln, sn * beta, -cs * beta
-        slope = phibar * torch.hypot(gbar, dbar)  # of the iterate before
-        gamma = torch.hypot(gbar, beta)
-        cs, sn = ratio(gbar, gamma), ratio(beta, gamma)
-        direction = ratio(v - oldeps * w2 - delta * w, gamma)
-        D.add_(torch.where(active, cs * phibar * direction, 0))
-        now = torch.cat([oldb, beta, dbar, epsln, cs, sn, sn * phibar, slope], -1)
-        return r2, y, w, direction, torch.where(active, now, scalars)
+        slope = phibar * rows.hypot(gbar, dbar)  # of the iterate before
+        gamma = rows.hypot(gbar, beta)
+        cs, sn = rows.ratio(gbar, gamma), rows.ratio(beta, gamma)
+        w2, w = w, rows.ratio(rows.less(rows.less(v, oldeps, w2), delta, w), gamma)
+        return (r2, y, w2, w), (oldb, beta, dbar, epsln, cs, sn, sn * phibar, slope), (cs * phibar, w)
 
-    def estimates(self, own: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def estimates(self, scalars: Scalars) -> tuple[Any, Any]:
         """See `Krylov`."""
-        return own[4][..., 6:7], own[4][..., 7:8]
+        return scalars[6], scalars[7]
 
     def explain(self, problem: Problem, ending: Ending) -> str:
         """See `Solver`."""
