@@ -3,8 +3,10 @@
 From the residual R of X, a cycle solves ``D @ M = -R`` for a correction D, one recursion for each row. Its own estimate
 of the residual is not trusted: where it claims success, ``X + D`` is measured, and the next cycle starts there.
 
-Scalars never go to the host. So cycles begin, and unfinished ones are measured, at fixed iterations only, the *marks*:
-1, 4, 16 and the multiples of 32. In between X stays what it was, and after a claim it is the X claimed.
+Scalars never go to the host, but for a single row on a CPU. So cycles begin, and claims are measured, at fixed
+iterations only, the *marks*: 4, 16 and the multiples of 32. Unfinished cycles are measured more seldom, after 4, 32 and
+multiples of 256 iterations, since that takes a product. In between X stays what it was; after a claim it is the X
+claimed.
 """
 
 from __future__ import annotations
@@ -24,22 +26,31 @@ from .measure import LEAST_SQUARES_UNITS, Measure, norm
 from .row_arithmetic import Row, Rows, row_norm
 from .solver import Iterate, Solver
 
-MARK, EARLY_MARKS = 32, (1, 4, 16)
+MARK, EARLY_MARKS = 32, (4, 16)
+LOOK, EARLY_LOOKS = 256, (4, 32)
+CHUNK, LAGGING_CHUNK = 256, 64
+# Of the tolerance, what a recursion must estimate to claim that it is met.
+CLAIMED_SHARE = 0.8
 # Of a cycle's first residual, what it may ask for: a recursion in one precision gains no more than this.
 CYCLE_GAIN = 0.75  # eps to this power
 # Where a singular value decomposition costs less than a second: there it checks a claim of LEAST_SQUARES.
 MOST_CHECKED = 256
 
-WAITS, RUNS, CLAIMS = (
-    0.0,
-    1.0,
-    2.0,
-)  # phases of a problem: for a cycle to begin, in a cycle, for its claim to be measured
+# Of R, what may be removable at a least-squares minimum: its square is the share of ||R||^2.
+REMOVABLE_SHARE = 0.05
+
+# Phases of a problem: it waits for a cycle to begin, runs in a cycle, or claims success and is to be measured.
+WAITS, RUNS, CLAIMS = 0.0, 1.0, 2.0
 
 
 def is_mark(slot: int) -> bool:
-    """Whether iteration number `slot` is measured."""
+    """Whether cycles begin, and claims are measured, at iteration number `slot`."""
     return slot % MARK == 0 or slot in EARLY_MARKS
+
+
+def is_look(slot: int) -> bool:
+    """Whether cycles that go on are measured there, too."""
+    return slot % LOOK == 0 or slot in EARLY_LOOKS
 
 
 # Of a recursion: ``[B, m, k]`` and ``[B, m, 1]`` each, or ``[k]`` and numbers; see `row_arithmetic`.
@@ -125,7 +136,8 @@ class Krylov(Solver):
     def plan(self, problem: Problem) -> Plan:
         """See `Solver`."""
         work = Work(problem, self.prepare(problem))
-        return Plan(algorithm="cycles", exact=True, chunk=2 * MARK, verdicts=True, work=work)
+        chunk = LAGGING_CHUNK if work.measure.waits else CHUNK
+        return Plan(algorithm="cycles", exact=True, chunk=chunk, verdicts=True, work=work)
 
     def verdict(self, problem: Problem, plan: Plan, iterate: Iterate) -> Tensor:
         """See `Solver`. On CPUs, a claim of LEAST_SQUARES is checked first."""
@@ -184,10 +196,10 @@ class _Chunk:
         self.trace.steps_done.add_(going, alpha=made)
         cycle.slots.add_(going, alpha=made)
         work.slot += made
-        mark, last = is_mark(work.slot), j + made - 1
+        last = j + made - 1
         self.trace.sums[:, j + 1 : last + 2] = self.r.square()[:, None]
-        if mark or last + 1 == self.steps:
-            due = going & ((cycle.phase == CLAIMS) | ((cycle.phase == RUNS) & mark))
+        if is_mark(work.slot) or last + 1 == self.steps:
+            due = going & ((cycle.phase == CLAIMS) | ((cycle.phase == RUNS) & is_look(work.slot)))
             if not looks or bool(due.any()):
                 self._measure(due, last)
                 self.trace.sums[:, last + 1] = self.r.square()
@@ -237,7 +249,7 @@ class _Chunk:
     def _targets(self) -> tuple[Tensor, Tensor]:
         """What the estimates must fall to for a cycle to claim success: ``||R||``, and ``||R A^T||`` over it, ``[B]``."""
         eps = self.work.measure.eps
-        target = (0.5 * self.criteria.threshold.clamp(min=0).sqrt() / self.cycle.start).clamp(min=eps**CYCLE_GAIN)
+        target = (CLAIMED_SHARE * self.criteria.threshold.clamp(min=0).sqrt() / self.cycle.start).clamp(min=eps**CYCLE_GAIN)
         return target, 0.5 * LEAST_SQUARES_UNITS * eps * self.work.A_norm
 
     def _recur_alone(self, j: int) -> int:
@@ -309,11 +321,11 @@ def _is_minimum_of_a_regular(problem: Problem, work: Work) -> bool:
     R, r = work.R, norm(work.R)
     if problem.n > problem.p or not bool((r > 0).all()):
         return False
-    factor = factor_problem(problem, "gram", None)
+    factor = factor_problem(problem, "gram", "float32")
     if not bool(factor.full_rank.all()):
         return False
     removable = factor.correction(work.measure.normal(R / r[:, None, None]))[1]
-    return bool((removable <= 0.05).all())
+    return bool((removable <= REMOVABLE_SHARE).all())
 
 
 def scratch(problem: Problem, *columns: int) -> tuple[Tensor, ...]:

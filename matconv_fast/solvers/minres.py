@@ -24,7 +24,7 @@ class MINRES(Krylov):
     """For a symmetric M, definite or not, at one product an iteration, half the cost of `LSQR`.
 
     It takes about ``kappa log(1 / rtol)`` iterations at most, and the root of that where M is definite; kappa is the
-    condition number of M. Each row of X is a problem of its own. `X` moves after 1, 4, 16 and multiples of 32
+    condition number of M. Each row of X is a problem of its own. `X` moves after 4, 32 and multiples of 256
     iterations, and at the stop; the residual never rises. For a singular M it finds a least-squares solution, but not
     always the one of smallest norm, which `LSQR` finds.
 
