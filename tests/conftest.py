@@ -74,6 +74,12 @@ def backend(request: pytest.FixtureRequest, force: Callable[[str], None]) -> str
 
 
 @pytest.fixture
+def reference(force: Callable[[str], None]) -> None:
+    """Force the reference, for solvers that have no kernels."""
+    force("reference")
+
+
+@pytest.fixture
 def native(force: Callable[[str], None]) -> None:
     """The C++ kernels serve the operators. Without the extension the test fails: the reference would pass it."""
     force("cpu")

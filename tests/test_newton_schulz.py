@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from answers import names, random
 from ill_conditioned import CASES, EPS, RTOL, condition, refuted, residual, with_condition
 from problems import well_conditioned
 
 import matconv_fast as mcf
 
+pytestmark = pytest.mark.usefixtures("reference")  # these solvers run the same code on every backend
+
 SQUARE = [name for name, make in CASES.items() if make().shape[0] == make().shape[1]]
 SOLVER = mcf.NewtonSchulz()
-
-
-@pytest.fixture(autouse=True)
-def _on_the_reference(force):
-    """It has no kernels: the same code runs on every backend."""
-    force("reference")
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def names(solution: mcf.Solution) -> list[str]:
-    return [mcf.Status(code).name for code in solution.status.reshape(-1).tolist()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

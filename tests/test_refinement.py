@@ -7,26 +7,15 @@ import pickle
 
 import pytest
 import torch
+from answers import names, random
 from ill_conditioned import CASES, EPS, RTOL, condition, lstsq, refuted, residual, right_hand_sides
 from problems import well_conditioned
 
 import matconv_fast as mcf
 
+pytestmark = pytest.mark.usefixtures("reference")  # these solvers run the same code on every backend
+
 KINDS = {"cholesky": (6, 6), "lu": (6, 6), "qr": (6, 6), "gram": (3, 40)}
-
-
-@pytest.fixture(autouse=True)
-def _on_the_reference(force):
-    """These solvers have no kernels: the same code runs on every backend."""
-    force("reference")
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def names(solution: mcf.Solution) -> list[str]:
-    return [mcf.Status(code).name for code in solution.status.reshape(-1).tolist()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -19,15 +19,13 @@ from torch import Tensor
 
 from .. import _checks
 from ..problem import Problem, Source
-from .measure import is_symmetric, norm, sum_of_products
+from .measure import is_symmetric, norm
+from .products import sum_of_products
 
 KINDS = ("cholesky", "lu", "gram", "qr")
 
 # Columns a row from which the normal equations are factored: QR takes twice as long, and four times M's memory.
 GRAM_ASPECT = 8
-
-# Rows from which on an inverse by blocks is faster than by LAPACK, and of a block that LAPACK inverts.
-LEAST_BLOCKED, LARGEST_BLOCK = 512, 128
 
 # Rows and columns that are compared before a factor is chosen.
 LEAST_COMPARED = 64
@@ -243,33 +241,6 @@ def _lu(M: Tensor, dtype: torch.dtype) -> _Parts:
     return _Parts((info == 0) & LU.isfinite().all(-1).all(-1), _exact(solve))
 
 
-def inverse_by_blocks(M: Tensor) -> Tensor | None:
-    """The inverses of symmetric positive definite matrices, mostly by products; None where one is not.
-
-    From ``M = [[A, B], [B^T, C]]``, by A^-1 and the inverse of the Schur complement ``C - B^T A^-1 B``, each made
-    likewise. LAPACK's takes half as long again at 1,024 rows.
-    """
-    n = M.shape[-1]
-    if n <= LARGEST_BLOCK:
-        L, info = torch.linalg.cholesky_ex(M)
-        return torch.cholesky_inverse(L) if bool((info == 0).all()) else None
-    h = n // 2
-    B = M[..., :h, h:]
-    P = inverse_by_blocks(M[..., :h, :h])
-    if P is None:
-        return None
-    W = P @ B
-    Q = inverse_by_blocks(M[..., h:, h:] - B.mT @ W)
-    if Q is None:
-        return None
-    out = torch.empty_like(M)
-    corner = torch.neg(W @ Q, out=out[..., :h, h:])
-    torch.sub(P, corner @ W.mT, out=out[..., :h, :h])
-    out[..., h:, h:] = Q
-    out[..., h:, :h] = corner.mT
-    return out
-
-
 def _is_level(size: Tensor) -> bool:
     """Whether sizes are so much alike that a scale would gain nothing, which saves a copy of M; read on a CPU alone."""
     if size.device.type != "cpu" or size.numel() == 0:
@@ -305,7 +276,8 @@ def _gram(M: Tensor, dtype: torch.dtype) -> _Parts:
         L, info = torch.linalg.cholesky_ex(sum_of_products(A, A))
     # The normal equations square the condition number.
     diagonal = L.diagonal(dim1=-2, dim2=-1)
-    full_rank = (info == 0) & _has_rank(diagonal, (8 * M.shape[-2] * torch.finfo(dtype).eps) ** 0.5)
+    most = 100 if dtype == torch.float64 else 1  # there QR is asked for 16 digits; corrections must gain four each
+    full_rank = (info == 0) & _has_rank(diagonal, most * (8 * M.shape[-2] * torch.finfo(dtype).eps) ** 0.5)
     condition = diagonal.amax(-1) / diagonal.amin(-1) if M.shape[-2] else torch.ones_like(squares.sum(-1))
 
     def correction(S: Tensor) -> Correction:

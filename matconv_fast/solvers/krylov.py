@@ -4,8 +4,8 @@ From the residual R of X, a cycle solves ``D @ M = -R`` for a correction D, one 
 of the residual is not trusted: where it claims success, ``X + D`` is measured, and the next cycle starts there.
 
 Scalars never go to the host, but for a single row on a CPU. So cycles begin, and claims are measured, at fixed
-iterations only, the *marks*: 4, 16 and the multiples of 32. Unfinished cycles are measured more seldom, after 4, 32 and
-multiples of 256 iterations, since that takes a product. In between X stays what it was; after a claim it is the X
+iterations only, the *marks*: 8, 16 and the multiples of 32. Unfinished cycles are measured more seldom, after 8, 128
+and multiples of 256 iterations, since that takes a product. In between X stays what it was; after a claim it is the X
 claimed.
 """
 
@@ -26,8 +26,8 @@ from .measure import LEAST_SQUARES_UNITS, Measure, norm
 from .row_arithmetic import Row, Rows, row_norm
 from .solver import Iterate, Solver
 
-MARK, EARLY_MARKS = 32, (4, 16)
-LOOK, EARLY_LOOKS = 256, (4, 32)
+MARK, EARLY_MARKS = 32, (8, 16)
+LOOK, EARLY_LOOKS = 256, (8, 128)
 CHUNK, LAGGING_CHUNK = 256, 64
 # Of the tolerance, what a recursion must estimate to claim that it is met.
 CLAIMED_SHARE = 0.8
@@ -107,7 +107,7 @@ class Krylov(Solver):
 
     @abc.abstractmethod
     def recur(
-        self, rows: type[Rows | Row], A: Tensor, vectors: Vectors, scalars: Scalars
+        self, rows: Any, A: Tensor, vectors: Vectors, scalars: Scalars
     ) -> tuple[Vectors, Scalars, tuple[Any, Tensor]]:
         """One iteration: vectors and scalars after it, and ``(a, w)``, the correction ``a * w`` of D."""
 
@@ -247,9 +247,9 @@ class _Chunk:
         self.claimed_at.masked_fill_(claims, j + 1)
 
     def _targets(self) -> tuple[Tensor, Tensor]:
-        """What the estimates must fall to for a cycle to claim success: ``||R||``, and ``||R A^T||`` over it, ``[B]``."""
-        eps = self.work.measure.eps
-        target = (CLAIMED_SHARE * self.criteria.threshold.clamp(min=0).sqrt() / self.cycle.start).clamp(min=eps**CYCLE_GAIN)
+        """Up to which estimates of ``||R||``, and of ``||R A^T||`` over that, a cycle claims success; ``[B]``."""
+        eps, tolerance = self.work.measure.eps, self.criteria.threshold.clamp(min=0).sqrt()
+        target = (CLAIMED_SHARE * tolerance / self.cycle.start).clamp(min=eps**CYCLE_GAIN)
         return target, 0.5 * LEAST_SQUARES_UNITS * eps * self.work.A_norm
 
     def _recur_alone(self, j: int) -> int:
@@ -318,6 +318,7 @@ class _Chunk:
 
 def _is_minimum_of_a_regular(problem: Problem, work: Work) -> bool:
     """Whether the normal equations show that nothing of R can be removed, which they do where M is well-conditioned."""
+    assert work.R is not None
     R, r = work.R, norm(work.R)
     if problem.n > problem.p or not bool((r > 0).all()):
         return False

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..problem import Problem
 from .factor import power_of_2
 from .krylov import Krylov, Scalars, Vectors, Work, scratch
-from .row_arithmetic import Row, Rows, ratio, row_norm
+from .row_arithmetic import ratio, row_norm
 
 # Of the lengths of M's rows, longest over shortest, from which they are scaled to about one length. It speeds up
 # convergence, but moves the minimum-norm solution, so it is done only where the solution should be unique.
@@ -27,7 +27,7 @@ class LSQR(Krylov):
 
     It needs no factor of M, so it suits a large M and few rows of Y; each row of X is a problem of its own. Fewer than
     ``min(n, p)`` iterations do in exact arithmetic, and about ``kappa log(1 / rtol)`` at most, kappa the condition
-    number of M. `X` moves after 4, 32 and multiples of 256
+    number of M. `X` moves after 8, 128 and multiples of 256
     iterations, and at the stop.
 
     It ends a problem as CONVERGED by the residual of X in float64, as LEAST_SQUARES where ``||R M^T||`` is 0 up to
@@ -70,7 +70,7 @@ class LSQR(Krylov):
         return ratio(-R, beta), v, v, torch.cat([alpha, alpha, beta, alpha * beta], -1)
 
     def recur(
-        self, rows: type[Rows | Row], A: Tensor, vectors: Vectors, scalars: Scalars
+        self, rows: Any, A: Tensor, vectors: Vectors, scalars: Scalars
     ) -> tuple[Vectors, Scalars, tuple[Any, Tensor]]:
         """See `Krylov`."""
         (u, v, w), (alpha, rhobar, phibar, _) = vectors, scalars

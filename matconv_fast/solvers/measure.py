@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
+from .products import LEAST_COLUMNS, block_width, multiplied, sum_of_products
 
 # ||R M^T|| below this many eps of ||M|| ||R|| is rounding: no X has a smaller residual, as far as can be told.
 LEAST_SQUARES_UNITS = 32
@@ -19,12 +20,7 @@ FLOOR_UNITS = 16
 FLOOR_SHARE = 0.1
 
 # Elements of M that are widened to float64 at a time, in blocks of columns: 8 MB, which a cache holds.
-MOST_WIDENED, LEAST_COLUMNS = 1 << 20, 256
-# Elements, and columns, of M in a product whose results are added up in float64.
-GRAM_BLOCK, MOST_COLUMNS = 1 << 22, 1 << 16
-# Rows of M from which on little more than half of ``M @ M^T`` is computed.
-LEAST_HALVED = 128
-
+MOST_WIDENED = 1 << 20
 # Elements of a float32 matrix from which its norm is made by pieces; a piece rounds by some 1e-7.
 LEAST_SPLIT, PIECE, SAFE_NORMS = 1 << 18, 1 << 10, (1e-10, 1e15)
 
@@ -140,7 +136,7 @@ class Measure:
         return float(low) == 0 == float(high)
 
     def unless_M_is_bad(self, t: Tensor) -> Tensor:
-        """``t [B, ...]``, NaN for the problems whose M is not finite. For an X of 0, whose residual does not show it."""
+        """``t [B, ...]``, NaN where M is not finite, which the residual of ``X = 0`` would not show otherwise."""
         if self.M_is_finite:
             return t
         assert self.problem.M is not None
@@ -268,35 +264,6 @@ def _equals_its_transpose(M: Tensor) -> bool:
     panel = n if n <= 512 else 64
     panels = (slice(first, first + panel) for first in range(0, n, panel))
     return all(torch.equal(M[:, rows, : rows.stop], M[:, : rows.stop, rows].mT) for rows in panels)
-
-
-def multiplied(A: Tensor, B: Tensor) -> Tensor:
-    """``A @ B`` of batches; a batch of one is faster without its dimension."""
-    return (A[0] @ B[0])[None] if len(A) == len(B) == 1 else A @ B
-
-
-def block_width(M: Tensor) -> int:
-    """Columns of a block of `GRAM_BLOCK` elements."""
-    return min(max(LEAST_COLUMNS, GRAM_BLOCK // max(M.shape[0] * M.shape[1], 1)), MOST_COLUMNS)
-
-
-def sum_of_products(A: Tensor, M: Tensor) -> Tensor:
-    """``A @ M^T``, ``[B, m, n]`` float64: blocks of columns are multiplied as they are, and added up in float64.
-
-    Of a large symmetric product, ``M @ M^T``, little more than half is computed.
-    """
-    n, p = M.shape[-2:]
-    total = A.new_zeros((max(len(A), len(M)), A.shape[-2], n), dtype=torch.float64)
-    symmetric = A is M and n >= LEAST_HALVED
-    step = -(-n // 4) if symmetric else n
-    for first in range(0, p, width := block_width(M)):
-        a, b = A[..., first : first + width], M[..., first : first + width]
-        for row in range(0, n, max(step, 1)):
-            low = slice(row if symmetric else 0, None)
-            total[:, low, row : row + step] += multiplied(a[:, low], b[:, row : row + step].mT)
-    if symmetric:
-        total.copy_(total.tril() + total.tril(-1).mT)
-    return total
 
 
 @cache

@@ -15,7 +15,7 @@ from ..kernels.contract import BREAKDOWN, RUNNING
 from ..problem import Problem
 from .krylov import Krylov, Scalars, Vectors, Work, scratch
 from .measure import is_symmetric
-from .row_arithmetic import Row, Rows, row_norm
+from .row_arithmetic import row_norm
 from .solver import Ending
 
 
@@ -24,7 +24,7 @@ class MINRES(Krylov):
     """For a symmetric M, definite or not, at one product an iteration, half the cost of `LSQR`.
 
     It takes about ``kappa log(1 / rtol)`` iterations at most, and the root of that where M is definite; kappa is the
-    condition number of M. Each row of X is a problem of its own. `X` moves after 4, 32 and multiples of 256
+    condition number of M. Each row of X is a problem of its own. `X` moves after 8, 128 and multiples of 256
     iterations, and at the stop; the residual never rises. For a singular M it finds a least-squares solution, but not
     always the one of smallest norm, which `LSQR` finds.
 
@@ -64,7 +64,7 @@ class MINRES(Krylov):
         return -R, -R, zero, zero, scalars
 
     def recur(
-        self, rows: type[Rows | Row], A: Tensor, vectors: Vectors, scalars: Scalars
+        self, rows: Any, A: Tensor, vectors: Vectors, scalars: Scalars
     ) -> tuple[Vectors, Scalars, tuple[Any, Tensor]]:
         """See `Krylov`."""
         r1, r2, w2, w = vectors

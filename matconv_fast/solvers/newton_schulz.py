@@ -17,6 +17,7 @@ from .. import _reference
 from .._ops import Plan
 from ..kernels.contract import BREAKDOWN, RUNNING, STAGNATED, StopCriteria, Trace
 from ..problem import Problem
+from .chunk import iterate_chunk
 from .measure import Measure, norm
 from .solver import Ending, Iterate, Solver
 
@@ -91,20 +92,13 @@ class NewtonSchulz(Solver):
     def advance(self, problem: Problem, plan: Plan, iterate: Iterate, criteria: StopCriteria, trace: Trace) -> None:
         """See `Solver`."""
         work, X = plan.work, iterate.X
-        R = work.residual(X, iterate.state[3]) if work.R is None else work.R
-        squares = norm(R).square_()
-        trace.sums[:, 0] = squares
-        trace.steps_done.zero_()
-        for j in range(trace.sums.shape[1] - 1):
-            goes_on = (j < criteria.limit) & (squares > criteria.threshold) & squares.isfinite()
-            goes_on &= iterate.state[0] == RUNNING
-            if not work.measure.waits and not bool(goes_on.any()):
-                break
-            R = self._step(work, iterate, R, goes_on)
-            squares = norm(R).square_()
-            trace.sums[:, j + 1] = squares
-            trace.steps_done.add_(goes_on)
-        work.R = R
+        work.R = work.residual(X, iterate.state[3]) if work.R is None else work.R
+
+        def step(goes_on: Tensor) -> tuple[Tensor, Tensor]:
+            work.R = self._step(work, iterate, work.R, goes_on)
+            return norm(work.R).square_(), goes_on
+
+        iterate_chunk(norm(work.R).square_(), step, iterate.state[0], criteria, trace)
 
     def _step(self, work: Work, iterate: Iterate, R: Tensor, goes_on: Tensor) -> Tensor:
         """One iteration of the problems that go on; returns the new residual."""

@@ -7,7 +7,7 @@ Bjorck, Linear Algebra Appl. 88, 1987, for the normal equations with correction.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,18 +17,10 @@ from .._ops import Plan
 from ..kernels.contract import BREAKDOWN, LEAST_SQUARES, RUNNING, STAGNATED, StopCriteria, Trace
 from ..problem import Problem
 from .chunk import iterate_chunk
-from .factor import (
-    ILL_CONDITIONED,
-    KINDS,
-    LEAST_BLOCKED,
-    SAFE_SQUARES,
-    Factor,
-    check_kind,
-    chosen_kind,
-    factor_problem,
-    inverse_by_blocks,
-)
-from .measure import TOO_LARGE, TOO_SMALL, Measure, is_symmetric, norm
+from .factor import KINDS, Factor, check_kind, chosen_kind, factor_problem
+from .measure import TOO_SMALL, is_symmetric, norm
+from .products import LEAST_BLOCKED, inverse_by_blocks
+from .residual import Residual, Work
 from .solver import Ending, Iterate, Solver
 
 # Iterations a chunk. On a CPU a chunk ends as soon as its problems have; elsewhere the rest is computed and discarded.
@@ -41,79 +33,6 @@ HALTED_SHARE = 1e-3
 LARGE_SHARE = 0.03
 # Multiplications of a residual from which on it is worth a sample that may prove nothing.
 LEAST_SAMPLED_PRODUCTS = 1 << 26
-
-
-class Residual(NamedTuple):
-    """Of X, as the factor takes it.
-
-    Attributes:
-        part: R, ``[B, m, p]``, or ``R M^T``, ``[B, m, n]``, for the normal equations; float64.
-        norm: ``||R||_F``, ``[B]`` float64.
-    """
-
-    part: Tensor
-    norm: Tensor
-
-
-class Work:
-    """What a run keeps: the factor, made when the first problem needs it, and the residual of X.
-
-    Attributes:
-        normal: whether the factor takes ``R M^T``.
-        residual: that of X; None before it is needed.
-        squares: ``[B]``, ``||R||^2`` of X, which may be an estimate where that is far from the tolerance.
-        rough: whether the residual was made in the dtype of X.
-    """
-
-    def __init__(self, problem: Problem, normal: bool) -> None:
-        self.measure = Measure(problem)
-        self.normal = normal
-        self.factor: Factor | None = None
-        self.residual: Residual | None = None
-        self.squares: Tensor | None = None
-        self.rough = False
-
-    def residual_of(self, X: Tensor) -> Residual:
-        """Measured."""
-        if self.normal:
-            return Residual(*self.measure.normal_equations(X))
-        R = self.measure.residual(X)
-        return Residual(R, norm(R))
-
-    def start(self, X: Tensor) -> Residual:
-        """That of the X of a run's start; for ``X = 0`` without a product in float64, where that is safe."""
-        measure, safe = self.measure, SAFE_SQUARES
-        if not self.normal or not measure.is_zero(X):
-            return self.residual_of(X)
-        squares = measure.Y_norm.square()
-        safe_gram = self.factor is not None and self.factor.gram is not None
-        if not safe_gram or not bool(((squares == 0) | (squares > safe[0]) & (squares < safe[1])).all()):
-            return self.residual_of(X)
-        self.rough = True
-        return Residual(-measure.normal_Y(), measure.Y_norm)
-
-    def corrected(self, X: Tensor, unit: Tensor, correction: Tensor) -> Tensor:
-        """``X - unit * correction``; twice where the normal equations are ill-conditioned, whose first is inaccurate."""
-        to = torch.addcmul(X.double(), unit, correction.double(), value=-1)
-        condition = None if self.factor is None else self.factor.condition
-        if condition is not None and (self.measure.waits or bool((condition > ILL_CONDITIONED).any())):
-            S, r = self.measure.normal_equations(to)
-            unit = torch.where(r > 0, r, 1)[:, None, None]
-            to.addcmul_(unit, self.factor.correction(S / unit)[0], value=-1)
-        return to.to(X.dtype)
-
-    def first_squares(self, X: Tensor, threshold: Tensor) -> Tensor:
-        """``||R||^2`` of the X that a run starts from. An estimate will do where it is far from the threshold."""
-        measure = self.measure
-        if measure.problem.M is not None and measure.is_zero(X):
-            return measure.unless_M_is_bad(measure.Y_norm.square())
-        mix = measure.samples() if measure.is_large else None
-        if mix is not None:
-            squares = measure.sampled_norm(X, mix).square()
-            if bool(((squares * TOO_SMALL**2 <= threshold) | (squares >= TOO_LARGE**2 * threshold)).all()):
-                return squares
-        self.residual = self.residual_of(X)
-        return self.residual.norm.square()
 
 
 @dataclass(frozen=True)
@@ -241,8 +160,9 @@ class Refinement(Solver):
 
     def _answer(self, problem: Problem, plan: Plan) -> Tensor | None:
         """``Y P`` for a square M of full rank, otherwise None."""
-        M, blocked = problem.M, problem.identity and plan.algorithm == "cholesky" and self.precision is None
-        if blocked and self.factor is None and problem.n >= LEAST_BLOCKED and bool(is_symmetric(M).all()):
+        M, chosen = problem.M, self.factor is None and self.precision is None
+        blocked = chosen and plan.algorithm == "cholesky" and problem.identity and problem.n >= LEAST_BLOCKED
+        if blocked and M is not None and bool(is_symmetric(M).all()):
             X = inverse_by_blocks(M)
             return None if X is None else X.expand(problem.size, -1, -1)
         factor = self._factored(problem, plan)
@@ -253,10 +173,11 @@ class Refinement(Solver):
     ) -> tuple[Tensor, Tensor] | None:
         """From ``X = 0``: the solution of the normal equations and its ``||R||^2``, if that is the minimum."""
         measure, factor = work.measure, work.factor
+        assert factor is not None
         work.residual = work.start(X)
         S, Y_norm = work.residual
         gram = factor.gram
-        if not work.rough:
+        if not work.rough or gram is None:
             return None
         unit = torch.where(Y_norm > 0, Y_norm, 1)[:, None, None]
         to = torch.mul(factor.correction(S / unit)[0], -unit).to(X.dtype)
@@ -264,9 +185,10 @@ class Refinement(Solver):
         if not bool(((squares > (LARGE_SHARE * Y_norm) ** 2) & (squares > threshold)).all()):
             return None
         r = squares.sqrt()
-        mix = measure.samples()
-        sampled = mix is not None and X.numel() * problem.p >= LEAST_SAMPLED_PRODUCTS
-        for mix, margin in ((mix, TOO_SMALL), (None, 1))[not sampled :]:
+        samples: list[tuple[Tensor | None, float]] = [(None, 1)]
+        if measure.samples() is not None and X.numel() * problem.p >= LEAST_SAMPLED_PRODUCTS:
+            samples.insert(0, (measure.samples(), TOO_SMALL))
+        for mix, margin in samples:
             _, removable, slope = factor.correction(measure.slope(to, gram, mix) / r[:, None, None])
             minimum = (margin * removable <= measure.eps**0.5) & measure.flat(2 * margin * slope * r, r)
             if bool(minimum.all()):
@@ -315,7 +237,9 @@ class Refinement(Solver):
 
     def _judge_minimum(self, work: Work, iterate: Iterate, goes_on: Tensor, removable: Tensor, S: Tensor) -> None:
         """Where ``n < p``: has the part of R that a correction can remove vanished, or stopped falling?"""
-        (verdict, before), measure, (part, r) = iterate.state, work.measure, work.residual
+        (verdict, before), measure = iterate.state, work.measure
+        assert work.residual is not None
+        part, r = work.residual
         slow = ~(removable <= 0.5 * before) & before.isfinite()
         candidates = goes_on & removable.isfinite() & (slow | (removable <= measure.eps**0.5 * r))
         if not measure.waits:
