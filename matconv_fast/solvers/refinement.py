@@ -46,6 +46,10 @@ class Refinement(Solver):
     Where M is square with at most 128 rows, X0 is None and no factor or precision is named, the first iteration is an
     elimination by an operator of its own, in float64 where float32 does not do. Most problems need no other.
 
+    On CPUs, from about 128 x 128 on, the residual of the direct solve is sampled by 16 random combinations of its rows.
+    If that is far below the tolerance, the solve ends, and ``residual_norm`` is an estimate; otherwise the residual is
+    computed in full.
+
     Where M has more columns than rows, it finds the least-squares minimum; where it has fewer, the solution nearest to
     X0. It ends a problem as LEAST_SQUARES where no correction can lower the residual of a full-rank M, as STAGNATED
     where an iteration gains less than a factor of 2, and as BREAKDOWN where M is singular to working precision. With
