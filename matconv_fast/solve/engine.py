@@ -84,7 +84,8 @@ def _fresh(problem: Problem, options: Options, solver: Solver, X0: Tensor | None
 
 def _exact_at_zero(problem: Problem, options: Options, X: Tensor) -> Tensor:
     """X, but 0 where Y is 0 and the tolerance therefore, too: no other X meets it but by underflow."""
-    if problem.identity or options.atol > 0 or options.relative(problem.precision.inputs) == 0:
+    relative = options.atol == 0 < options.relative(problem.precision.inputs)
+    if problem.identity or not relative or not options.limit:  # max_iters=0 evaluates X0
         return X
     zero = ~problem.Y.any(-1).any(-1)
     if zero.device.type == "cpu" and not bool(zero.any()):
