@@ -86,10 +86,11 @@ def _fresh(problem: Problem, options: Options, solver: Solver, X0: Tensor | None
 def _exact_at_zero(problem: Problem, options: Options, solver: Solver, X: Tensor) -> Tensor:
     """X, but 0 where Y is 0 and the tolerance therefore, too: no other X meets it but by underflow.
 
-    A gradient rule keeps its X, from which a plain loop would go on.
+    A gradient rule keeps its X, from which a plain loop would go on, and ``max_iters=0`` evaluates X0.
     """
-    no_tolerance = options.relative(problem.precision.inputs) == 0
-    if problem.identity or options.atol > 0 or no_tolerance or not options.limit or isinstance(solver, GradientRule):
+    relative = options.atol == 0 < options.relative(problem.precision.inputs)
+    follows = isinstance(solver, GradientRule) or not options.limit
+    if problem.identity or not relative or follows:
         return X
     zero = ~problem.Y.any(-1).any(-1)
     if zero.device.type == "cpu" and not bool(zero.any()):
