@@ -155,3 +155,14 @@ def test_norms_by_pieces(scale):
     t = scale * random(2, 600, 601, dtype=torch.float32)
     exact = torch.linalg.vector_norm(t.double(), dim=(-2, -1))
     torch.testing.assert_close(measure.norm(t), exact, rtol=1e-6, atol=0)
+
+
+def test_an_estimate_is_called_one():
+    M = torch.eye(200) + 0.1 * torch.randn(200, 200, generator=torch.Generator().manual_seed(0)) / 200**0.5
+    sol = mcf.inv(M)
+    assert "estimated from a sample" in sol.method
+    assert "||R||_F is about " in sol.message
+    assert mcf.Solution.from_state_dict(sol.state_dict()).message == sol.message
+    measured = mcf.inv(M, rtol=1e-7)
+    assert "estimated" not in measured.method
+    assert "||R||_F = " in measured.message

@@ -62,7 +62,10 @@ def run(
     because = f"; {reason}" if reason else ""
     if answers is None:
         first = loop.run(problem, solver, options, start, watched)
-        return _with_fallbacks(problem, solver, options, start, first, _ran(solver, first.plan) + because, watched)
+        method = _ran(solver, first.plan) + because
+        if first.end.estimated:
+            method += "; ||R|| estimated from a sample of it"
+        return _with_fallbacks(problem, solver, options, start, first, method, watched)
     method = _ran(solver, answers.plan) + because
     if answers.rest is None:
         return Outcome(answers.end, answers.history, answers.every, method, quick=True)

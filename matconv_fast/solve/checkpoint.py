@@ -14,7 +14,7 @@ from ..kernels.contract import RUNNING
 from ..solvers import Solver
 from .status import Status
 
-_SAVED = ("X", "state", "iterations", "status", "last", "bail", "best", "mark", "age")
+_SAVED = ("X", "state", "iterations", "status", "last", "bail", "best", "mark", "age", "estimated")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,7 @@ class Checkpoint:
         best: ``[B]`` float64, the smallest ``||R||^2`` so far.
         mark: ``[B]`` float64, ``best`` at the last check for stagnation.
         age: updates since that check.
+        estimated: whether ``last`` is an estimate; see `Solver.is_estimate`.
         version: of X where a `Solution` shares its memory, which the user may write to; None where X is not shared.
     """
 
@@ -45,6 +46,7 @@ class Checkpoint:
     best: Tensor
     mark: Tensor
     age: int = 0
+    estimated: bool = False
     version: int | None = None
 
     @property

@@ -77,7 +77,7 @@ def put(
     names = ("X", "iterations", "status", "last", "bail", "best", "mark")
     fields = {name: getattr(before, name).index_copy(0, rest, getattr(end, name)) for name in names}
     state = tuple(old.index_copy(0, rest, new) for old, new in zip(before.state, end.state, strict=True))
-    whole = replace(before, **fields, state=state)
+    whole = replace(before, **fields, state=state, estimated=end.estimated)
     stride = max(every, answers.every)
     if not stride:
         return whole, answers.history, stride

@@ -95,7 +95,8 @@ def _run(work: Run, options: Options, watch: Watch | None) -> Outcome:
     X, state = work.iterate.X, work.iterate.state
     iterations = start.iterations + standing.updates
     end = Checkpoint(
-        X, state, work.solver, iterations, status, standing.last, standing.bail, standing.best, mark, age
+        X, state, work.solver, iterations, status, standing.last, standing.bail, standing.best, mark, age,
+        work.solver.is_estimate(plan),
     )  # fmt: skip
     with work.phase("history"):  # the host waits for the number of entries
         return Outcome(end, history.finish(standing.updates, standing.last), history.every, plan, stopped)

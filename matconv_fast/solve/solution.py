@@ -49,7 +49,8 @@ class Solution:
             bfloat16 and float16 inputs.
         loss: its loss, the ridge included.
         residual_norm: its ``||X @ M - Y||_F``, float64; with a ridge ``sqrt(||X @ M - Y||_F^2 + ridge ||X||_F^2)``,
-            which the loss is made of; for `iterate`, the distance in the norm asked for.
+            which the loss is made of; for `iterate`, the distance in the norm asked for. An estimate, usually within
+            20 %, where `method` says so: then loss and history end on one, too.
         iterations: updates made, int64; with ``X0=solution`` those of the earlier solve included.
         status: `Status` codes, int64.
         history: ``[*, H]``, the loss after 0, record_every, 2 record_every, ... updates of this call; NaN after a

@@ -99,6 +99,10 @@ class Auto(Solver):
         """See `Solver`."""
         return plan.work.solver.verdict(problem, plan.work.plan, iterate)
 
+    def is_estimate(self, plan: Plan) -> bool:
+        """See `Solver`."""
+        return plan.work.solver.is_estimate(plan.work.plan)
+
     def fallbacks(self, problem: Problem) -> tuple[Solver, ...]:
         """See `Solver`."""
         solver = self.choice(problem)[0]

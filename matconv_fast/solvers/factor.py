@@ -177,7 +177,7 @@ def chosen_kind(problem: Problem) -> str:
     assert M is not None
     if n != p:
         return "gram" if p >= GRAM_ASPECT * n else "qr"
-    if M.device.type != "cpu" or n == 0:
+    if M.device.type != "cpu" or M.numel() == 0:
         return "lu"
     if not float(M.diagonal(dim1=-2, dim2=-1).amin()) > 0:
         return "lu"

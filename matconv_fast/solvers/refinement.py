@@ -47,8 +47,8 @@ class Refinement(Solver):
     elimination by an operator of its own, in float64 where float32 does not do. Most problems need no other.
 
     On CPUs, from about 128 x 128 on, the residual of the direct solve is sampled by 16 random combinations of its rows.
-    If that is far below the tolerance, the solve ends, and ``residual_norm`` is an estimate; otherwise the residual is
-    computed in full.
+    If that is far below the tolerance, the solve ends, and ``residual_norm`` is an estimate, as `Solution.method` says;
+    otherwise the residual is computed in full.
 
     Where M has more columns than rows, it finds the least-squares minimum; where it has fewer, the solution nearest to
     X0. It ends a problem as LEAST_SQUARES where no correction can lower the residual of a full-rank M, as STAGNATED
@@ -162,11 +162,13 @@ class Refinement(Solver):
             squares = measure.sampled_norm(to, mix).square()
             if not bool((squares * TOO_SMALL**2 <= threshold).all()):
                 return None
+            work.estimated = True
         elif work.normal and measure.is_zero(X) and bool(self._factored(problem, plan).full_rank.all()):
             found = self._direct_minimum(problem, work, X, threshold)
             if found is None:
                 return None
             to, squares = found
+            work.estimated = False
             iterate.state[0].fill_(LEAST_SQUARES)
         else:
             return None
@@ -247,7 +249,7 @@ class Refinement(Solver):
             mask = moves[:, None, None]
             X.copy_(torch.where(mask, to, X))
             work.residual = Residual(torch.where(mask, part_to, part), torch.where(moves, r_to, r))
-        work.rough = False
+        work.rough = work.estimated = False
         return work.residual.norm.square(), going
 
     def _judge_minimum(self, work: Work, iterate: Iterate, goes_on: Tensor, removable: Tensor, S: Tensor) -> None:
@@ -272,6 +274,10 @@ class Refinement(Solver):
     def verdict(self, problem: Problem, plan: Plan, iterate: Iterate) -> Tensor:
         """See `Solver`."""
         return iterate.state[0]
+
+    def is_estimate(self, plan: Plan) -> bool:
+        """See `Solver`."""
+        return plan.work.estimated
 
     def fallbacks(self, problem: Problem) -> tuple[Solver, ...]:
         """A more accurate factor, if the user left the choice."""

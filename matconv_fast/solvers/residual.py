@@ -31,6 +31,7 @@ class Work:
         normal: whether the factor takes ``R M^T``.
         residual: that of X; None before it is needed.
         squares: ``[B]``, ``||R||^2`` of X, which may be an estimate where that is far from the tolerance.
+        estimated: whether it is one.
         rough: whether the residual was made in the dtype of X.
     """
 
@@ -40,6 +41,7 @@ class Work:
         self.factor: Factor | None = None
         self.residual: Residual | None = None
         self.squares: Tensor | None = None
+        self.estimated = False
         self.rough = False
 
     def residual_of(self, X: Tensor) -> Residual:
@@ -82,6 +84,7 @@ class Work:
         if mix is not None:
             squares = measure.sampled_norm(X, mix).square()
             if bool(((squares * TOO_SMALL**2 <= threshold) | (squares >= TOO_LARGE**2 * threshold)).all()):
+                self.estimated = True
                 return squares
         self.residual = self.residual_of(X)
         return self.residual.norm.square()

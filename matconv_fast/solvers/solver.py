@@ -138,6 +138,10 @@ class Solver(abc.ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} plans verdicts, so it must define verdict()")
 
+    def is_estimate(self, plan: Plan) -> bool:
+        """Whether the norms of the last residuals are estimates, by a sample; a status never rests on a close one."""
+        return False
+
     def fallbacks(self, problem: Problem) -> tuple[Solver, ...]:
         """Solvers for the problems that this one leaves without an answer, in the order in which to try them."""
         return ()
