@@ -57,15 +57,15 @@ def check(found, M, Y, rtol):
 
 @pytest.fixture
 def small(backend):
-    """The Triton kernel ends where a lane does."""
-    return SIZES if backend == "triton" else [*SIZES, *LARGE]
+    """The Triton kernel ends where a lane does; its interpreter takes a second for some."""
+    return [1, 3, 8, 16] if backend == "triton" else [*SIZES, *LARGE]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [None, 1, 3, 4, 11])
 def test_every_size(small, rows, dtype):
     for n in small:
-        batch = 70 if n <= 16 else 3
+        batch = 3 if n > 16 else 70 if len(small) > 4 else 9
         M, Y = random(batch, n, n, dtype=dtype, seed=n), None if rows is None else random(batch, rows, n, dtype=dtype)
         found, rtol = solved(M, Y), {torch.float32: 1e-5, torch.float64: 1e-10}[dtype]
         check(found, M, Y, rtol)
@@ -78,7 +78,7 @@ def test_every_size(small, rows, dtype):
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 63, 64, 65, 129, 1000])
 def test_every_batch(backend, batch):
-    if backend == "triton" and batch > 200:
+    if backend == "triton" and batch > 65:
         pytest.skip("the interpreter takes minutes")
     for n in (3, 4, 8, *((20,) if batch < 10 and backend != "triton" else ())):
         M, Y = random(batch, n, n, dtype=torch.float32), random(batch, 2, n, dtype=torch.float32, seed=1)

@@ -35,8 +35,8 @@ Solved direct_solve(const Tensor& any_M, const std::optional<Tensor>& any_Y, dou
   const bool fits =
       is_batch(M) && M.size(1) == M.size(2) && M.size(1) <= kMostDirect &&
       (!Y.has_value() || (is_batch(*Y) && (Y->size(0) == M.size(0) || Y->size(0) == 1 || M.size(0) == 1)));
-  STD_TORCH_CHECK(fits, kOp, ": the CPU kernel takes M [B, n, n] and Y [B, m, n] of one dtype, n up to ",
-                  kMostDirect, "; got ", describe("M", M), ", ", describe("Y", Y));
+  STD_TORCH_CHECK(fits, kOp, ": the CPU kernel takes M [B, n, n] and Y [B, m, n] of one dtype, n up to ", kMostDirect,
+                  "; got ", describe("M", M), ", ", describe("Y", Y));
   const int64_t n = M.size(1), m = Y.has_value() ? Y->size(1) : n;
   const int64_t size = Y.has_value() && M.size(0) == 1 ? Y->size(0) : M.size(0);
   const auto made = [&](const Tensor& like, std::initializer_list<int64_t> shape) {
