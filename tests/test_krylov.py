@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from answers import names, random
+from solving import names, random
 from ill_conditioned import CASES, EPS, RTOL, condition, lstsq, poisson_2d, refuted, residual, right_hand_sides
 from problems import well_conditioned
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from answers import names, random
+from solving import names, random
 from ill_conditioned import CASES, EPS, RTOL, condition, refuted, residual, with_condition
 from problems import well_conditioned
 

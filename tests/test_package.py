@@ -83,9 +83,9 @@ def test_info_names_the_algorithm_that_ran_last():
     code = """
 import torch, matconv_fast as mcf
 print(mcf.info().devices[0].last)
-mcf.solve(torch.eye(4), torch.ones(2, 4))
+mcf.solve(torch.eye(4), torch.ones(2, 4), solver=mcf.HeavyBall())
 print(mcf.info().devices[0].last)
-mcf.solve(torch.eye(4).expand(50, 4, 4))
+mcf.solve(torch.eye(4).expand(50, 4, 4), solver=mcf.HeavyBall())
 print(mcf.info())
 print(mcf.info().devices[1].last)
 """

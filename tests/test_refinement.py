@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from answers import names, random
+from solving import names, random
 from ill_conditioned import CASES, EPS, RTOL, condition, lstsq, refuted, residual, right_hand_sides
 from problems import well_conditioned
 

@@ -90,7 +90,7 @@ def test_a_parameter_is_a_tensor(backend):
     def parameter(t: Tensor) -> torch.nn.Parameter:
         return torch.nn.Parameter(t.clone())
 
-    plain = mcf.solve(M)
+    plain = mcf.solve(M, X0=V)
     sol = mcf.solve(parameter(M), X0=parameter(V))
     assert torch.equal(sol.X, plain.X)
     assert type(sol.X) is Tensor

@@ -30,7 +30,8 @@ class RunView:
         >>> import torch, matconv_fast as mcf
         >>> def callback(view: mcf.RunView) -> bool:
         ...     return view.done >= 20
-        >>> sol = mcf.solve(torch.tensor([[2.0, 1.0], [1.0, 3.0]]), callback=callback, check_every=10)
+        >>> M, solver = torch.tensor([[2.0, 1.0], [1.0, 3.0]]), mcf.HeavyBall()
+        >>> sol = mcf.solve(M, solver=solver, rtol=1e-6, callback=callback, check_every=10)
         >>> int(sol.iterations), mcf.Status(sol.status.item()).name
         (20, 'STOPPED')
     """
