@@ -26,8 +26,9 @@ from .measure import LEAST_SQUARES_UNITS, MOST_CHECKED, Measure, norm
 from .row_arithmetic import Row, Rows, row_norm
 from .solver import Iterate, Solver
 
-MARK, EARLY_MARKS = 32, (8, 16)
-LOOK, EARLY_LOOKS = 256, (8, 128)
+MARK, EARLY_MARKS = 32, (4, 16)
+# Where `max_iters` ends a run, X is that of the last look: they are as seldom as that allows, and cost a product each.
+LOOK, EARLY_LOOKS = 64, (4, 16)
 CHUNK, LAGGING_CHUNK = 256, 64
 # Of the tolerance, what a recursion must estimate to claim that it is met.
 CLAIMED_SHARE = 0.8
