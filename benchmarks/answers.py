@@ -21,7 +21,6 @@ import matconv_fast as mcf
 from matconv_fast._workloads import Equation
 
 Run = Callable[[], Any]  # it returns X, X and its iterations, or a Solution; where M drifts, a list of these
-HAS_RIDGE = "ridge" in mcf.solve.__annotations__
 
 
 @functools.lru_cache(maxsize=1)
@@ -58,10 +57,7 @@ def _ours(solver: mcf.Solver, work: Equation) -> Run:
             return found
 
         return follow
-    M, Y = work.whole()
-    if work.ridge and HAS_RIDGE:
-        M, Y, options = work.M, work.Y, options | {"ridge": work.ridge, "loss": "sse"}  # type: ignore[assignment]
-    return lambda: mcf.solve(M, None if work.Y is None else Y, **options)
+    return lambda: mcf.solve(work.M, work.Y, ridge=work.ridge, **options)
 
 
 def _torch(function: Callable[..., Any], work: Equation) -> Run:

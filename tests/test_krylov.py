@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from solving import names, random
 from ill_conditioned import CASES, EPS, RTOL, condition, lstsq, poisson_2d, refuted, residual, right_hand_sides
 from problems import well_conditioned
+from solving import names, random
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import matconv_fast as mcf

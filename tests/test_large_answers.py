@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from solving import names, random
 from ill_conditioned import lstsq, refuted, residual, with_condition
 from problems import well_conditioned
+from solving import names, random
 
 import matconv_fast as mcf
 from matconv_fast.problem import Problem

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from solving import names, random
 from ill_conditioned import CASES, EPS, RTOL, condition, refuted, residual, with_condition
 from problems import well_conditioned
+from solving import names, random
 
 import matconv_fast as mcf
 

@@ -7,9 +7,9 @@ import pickle
 
 import pytest
 import torch
-from solving import names, random
 from ill_conditioned import CASES, EPS, RTOL, condition, lstsq, refuted, residual, right_hand_sides
 from problems import well_conditioned
+from solving import names, random
 
 import matconv_fast as mcf
 

@@ -26,7 +26,8 @@ def explain(problem: Problem, end: Checkpoint, options: Options, index: int) -> 
     status, iterations = Status(int(end.status[index])), int(end.iterations[index])
     tolerance = float(convergence.tolerance(problem, options)[index])
     size = "sqrt(||R||_F^2 + ridge ||X||_F^2)" if problem.has_ridge else "||R||_F"
-    reached = f"{size} {'is about' if end.estimated else '='} {float(end.last[index]) ** 0.5:.3g} after {iterations} iterations"
+    equals = "is about" if end.estimated else "="
+    reached = f"{size} {equals} {float(end.last[index]) ** 0.5:.3g} after {iterations} iterations"
     if status is Status.CONVERGED:
         return f"converged: {reached}, within the tolerance {tolerance:.3g}"
     if problem.changed:
