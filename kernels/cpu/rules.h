@@ -10,10 +10,12 @@
 #include "simd.h"
 
 // RULE(name of the rule in Python, its struct)
+#ifndef MCF_RULES  // the sanitizers are given fewer
 #define MCF_RULES(RULE)       \
   RULE(heavy_ball, HeavyBall) \
   RULE(nesterov, Nesterov)    \
   RULE(adam, Adam)
+#endif
 
 namespace mcf {
 namespace MCF_ISA {
