@@ -89,8 +89,9 @@ def test_losses_and_steps(backend, loss):
         assert torch.equal(before, rows[2])
         in_place = x.clone().requires_grad_()  # a leaf, as in training
         assert torch.equal(mcf.heavy_ball_step_(in_place, v, matrix, Y, lr=0.1, momentum=0.5, loss=loss), before)
-        torch.testing.assert_close(in_place.detach(), X2.detach())
-        torch.testing.assert_close(v, V2)
+        off = 1e-15 if backend == "triton" else 0.0  # there a kernel steps in place, and PyTorch makes new tensors
+        torch.testing.assert_close(in_place.detach(), X2.detach(), rtol=off, atol=off)
+        torch.testing.assert_close(v, V2, rtol=off, atol=off)
 
 
 def test_the_loss_of_vectors_is_differentiable(backend):

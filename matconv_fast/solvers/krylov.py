@@ -4,8 +4,8 @@ From the residual R of X, a cycle solves ``D @ M = -R`` for a correction D, one 
 of the residual is not trusted: where it claims success, ``X + D`` is measured, and the next cycle starts there.
 
 Scalars never go to the host, but for a single row on a CPU. So cycles begin, and claims are measured, at fixed
-iterations only, the *marks*: 8, 16 and the multiples of 32. Unfinished cycles are measured more seldom, after 8, 128
-and multiples of 256 iterations, since that takes a product. In between X stays what it was; after a claim it is the X
+iterations only, the *marks*: 4, 16 and the multiples of 32. Unfinished cycles are measured more seldom, after 4, 16
+and multiples of 64 iterations, since that takes a product. In between X stays what it was; after a claim it is the X
 claimed.
 """
 

@@ -27,8 +27,8 @@ class LSQR(Krylov):
 
     It needs no factor of M, so it suits a large M and few rows of Y; each row of X is a problem of its own. Fewer than
     ``min(n, p)`` iterations do in exact arithmetic, and about ``kappa log(1 / rtol)`` at most, kappa the condition
-    number of M. `X` moves after 8, 128 and multiples of 256
-    iterations, and at the stop.
+    number of M. `X` moves after 4, 16 and multiples of 64 iterations, and at the stop; `max_iters` ends a run with the
+    X of the last move.
 
     It ends a problem as CONVERGED by the residual of X in float64, as LEAST_SQUARES where ``||R M^T||`` is 0 up to
     rounding, and as STAGNATED where a cycle that believed it had succeeded gained less than a factor of 2. For M up to

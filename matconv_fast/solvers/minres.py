@@ -24,9 +24,9 @@ class MINRES(Krylov):
     """For a symmetric M, definite or not, at one product an iteration, half the cost of `LSQR`.
 
     It takes about ``kappa log(1 / rtol)`` iterations at most, and the root of that where M is definite; kappa is the
-    condition number of M. Each row of X is a problem of its own. `X` moves after 8, 128 and multiples of 256
-    iterations, and at the stop; the residual never rises. For a singular M it finds a least-squares solution, but not
-    always the one of smallest norm, which `LSQR` finds.
+    condition number of M. Each row of X is a problem of its own. `X` moves as that of `LSQR` does; the residual never
+    rises. For a singular M it finds a least-squares solution, but not always the one of smallest norm, which `LSQR`
+    finds.
 
     It ends a problem as `LSQR` does, and as BREAKDOWN where M is not symmetric: where
     ``max|M - M^T| > 8 eps max|M|``.
